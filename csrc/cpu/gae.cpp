@@ -1,0 +1,153 @@
+// Generalized advantage estimation on the CPU: columns (environments) are independent, time runs backward.
+#include "../math/gae_step.h"
+
+#include "isa.h"
+#include "memory.h"
+#include "pool.h"
+
+namespace pyppo::cpu::PYPPO_ISA {
+namespace {
+
+constexpr int64_t strip = 1024;        // columns a task carries through time: carry and output rows stay in L1
+constexpr int64_t narrow = 32;         // fewer columns than this: vectorise the TD errors over time as well
+constexpr int64_t block_rows = 256;    // rows of TD errors that a narrow rollout computes ahead
+constexpr int64_t stream_bytes = 16 << 20;  // outputs beyond the caches are streamed past them
+
+template <class T>
+struct Arrays {
+  const T *rewards, *values, *finals;
+  const uint8_t *terminated, *truncated, *valid;
+  T *advantages, *returns;
+  int64_t num_steps, num_envs;
+  T gamma, gamma_lambda;
+
+  explicit Arrays(const GaeArgs& a)
+      : rewards(static_cast<const T*>(a.rewards)),
+        values(static_cast<const T*>(a.values)),
+        // Without final values, those of the next row: the observation after a truncated step is the final one.
+        finals(a.final_values ? static_cast<const T*>(a.final_values) : static_cast<const T*>(a.values) + a.num_envs),
+        terminated(a.terminated),
+        truncated(a.truncated),
+        valid(a.valid),
+        advantages(static_cast<T*>(a.advantages)),
+        returns(static_cast<T*>(a.returns)),
+        num_steps(a.num_steps),
+        num_envs(a.num_envs),
+        gamma(T(a.gamma)),
+        gamma_lambda(T(a.gamma * a.gae_lambda)) {}
+};
+
+// One row of a strip. All or nothing is valid by template, so the common case loads no third flag.
+template <bool has_valid, class T>
+inline void step_row(const Arrays<T>& a, int64_t offset, int64_t count, T* __restrict next_value, T* __restrict trace,
+                     T* __restrict advantages, T* __restrict returns) {
+  const T *rewards = a.rewards + offset, *values = a.values + offset, *finals = a.finals + offset;
+  const uint8_t *terminated = a.terminated + offset, *truncated = a.truncated + offset;
+  const uint8_t* valid = has_valid ? a.valid + offset : nullptr;
+  const T gamma = a.gamma, gamma_lambda = a.gamma_lambda;
+#pragma GCC ivdep
+  for (int64_t n = 0; n < count; ++n) {
+    math::GaeCarry<T> carry{next_value[n], trace[n]};
+    const bool live = has_valid ? valid[n] != 0 : true;
+    const T value = values[n];
+    const T advantage = math::gae_step(carry, rewards[n], value, finals[n], terminated[n] != 0, truncated[n] != 0, live,
+                                       gamma, gamma_lambda);
+    next_value[n] = carry.next_value;
+    trace[n] = carry.trace;
+    advantages[n] = advantage;
+    returns[n] = live ? advantage + value : T(0);
+  }
+}
+
+template <bool has_valid, class T>
+void wide_strip(const Arrays<T>& a, int64_t first, int64_t count, bool stream) {
+  alignas(64) T next_value[strip], trace[strip], advantages[strip], returns[strip];
+  memcpy(next_value, a.values + a.num_steps * a.num_envs + first, size_t(count) * sizeof(T));
+  memset(trace, 0, sizeof(trace));
+  for (int64_t t = a.num_steps - 1; t >= 0; --t) {
+    const int64_t offset = t * a.num_envs + first;
+    if (!stream) {
+      step_row<has_valid>(a, offset, count, next_value, trace, a.advantages + offset, a.returns + offset);
+      continue;
+    }
+    step_row<has_valid>(a, offset, count, next_value, trace, advantages, returns);
+    stream_copy(a.advantages + offset, advantages, size_t(count) * sizeof(T));
+    stream_copy(a.returns + offset, returns, size_t(count) * sizeof(T));
+  }
+  if (stream) stream_fence();
+}
+
+// Few columns, all rows valid: the TD errors of a block need no recursion and vectorise over its rows and columns
+// alike; what remains is one multiply-add a row.
+template <class T>
+void narrow_blocks(const Arrays<T>& a) {
+  const int64_t width = a.num_envs;
+  alignas(64) T delta[block_rows * narrow];
+  alignas(64) uint8_t cut[block_rows * narrow];
+  alignas(64) T trace[narrow] = {};
+  const T gamma = a.gamma, gamma_lambda = a.gamma_lambda;
+  for (int64_t end = a.num_steps; end > 0;) {
+    const int64_t begin = end > block_rows ? end - block_rows : 0;
+    const int64_t offset = begin * width, size = (end - begin) * width;
+    const T *rewards = a.rewards + offset, *values = a.values + offset, *finals = a.finals + offset;
+    const uint8_t *terminated = a.terminated + offset, *truncated = a.truncated + offset;
+#pragma GCC ivdep
+    for (int64_t i = 0; i < size; ++i) {
+      delta[i] = math::gae_delta(rewards[i], values[i], values[i + width], finals[i], terminated[i] != 0,
+                                 truncated[i] != 0, gamma);
+      cut[i] = terminated[i] | truncated[i];
+    }
+    if (width == 1) {
+      T carry = trace[0];
+      for (int64_t i = size - 1; i >= 0; --i) {
+        carry = math::gae_advantage(delta[i], carry, cut[i] != 0, gamma_lambda);
+        delta[i] = carry;
+      }
+      trace[0] = carry;
+    } else {
+      for (int64_t i = size - width; i >= 0; i -= width) {
+#pragma GCC ivdep
+        for (int64_t n = 0; n < width; ++n) {
+          trace[n] = math::gae_advantage(delta[i + n], trace[n], cut[i + n] != 0, gamma_lambda);
+          delta[i + n] = trace[n];
+        }
+      }
+    }
+    T *advantages = a.advantages + offset, *returns = a.returns + offset;
+#pragma GCC ivdep
+    for (int64_t i = 0; i < size; ++i) {
+      advantages[i] = delta[i];
+      returns[i] = delta[i] + values[i];
+    }
+    end = begin;
+  }
+}
+
+template <class T>
+void gae_of(const GaeArgs& args) {
+  const Arrays<T> a(args);
+  if (a.valid == nullptr && a.num_envs <= narrow) return narrow_blocks(a);
+  const int64_t elements = a.num_steps * a.num_envs;
+  const bool stream = elements * 2 * int64_t(sizeof(T)) > stream_bytes;
+  const int64_t strips = (a.num_envs + strip - 1) / strip;
+  parallel_for(strips, double(elements) * 1e-3, [&](int64_t i) {
+    const int64_t first = i * strip;
+    const int64_t count = first + strip < a.num_envs ? strip : a.num_envs - first;
+    if (a.valid != nullptr)
+      wide_strip<true>(a, first, count, stream);
+    else
+      wide_strip<false>(a, first, count, stream);
+  });
+}
+
+}  // namespace
+
+void gae(const GaeArgs& args) {
+  if (args.num_steps == 0 || args.num_envs == 0) return;
+  if (args.dtype == DType::f64)
+    gae_of<double>(args);
+  else
+    gae_of<float>(args);
+}
+
+}  // namespace pyppo::cpu::PYPPO_ISA

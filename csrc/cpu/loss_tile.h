@@ -1,0 +1,192 @@
+// What every PPO loss does around its log-probs, a tile at a time: weights, advantage normalisation, the surrogate with
+// its derivatives, the value gradient, and the sums that become the metrics.
+#pragma once
+
+#include <math.h>
+
+#include "../math/surrogate.h"
+#include "distribution_tile.h"
+#include "isa.h"
+#include "memory.h"
+#include "tile.h"
+
+namespace pyppo::cpu {
+namespace {  // one copy for each instruction set
+
+constexpr int num_sums = 6;  // policy, value, entropy, approx_kl, clipped, kl: LossStat from stat_policy on
+
+// What a whole batch needs before its first sample: the weights' sum and the advantages' moments.
+struct BatchMoments {
+  double denominator;
+  double advantage_mean, advantage_scale;  // A becomes (A - mean) * scale
+};
+
+template <class T>
+inline bool row_counts(const LossArgs& a, int64_t row) {
+  if (a.row_mask != nullptr) return a.row_mask[row] != 0;
+  return a.weights == nullptr || static_cast<const T*>(a.weights)[row] != T(0);
+}
+
+template <class T>
+inline T row_weight(const LossArgs& a, int64_t row) {
+  if (a.row_mask != nullptr) return a.row_mask[row] != 0 ? T(1) : T(0);
+  return a.weights == nullptr ? T(1) : static_cast<const T*>(a.weights)[row];
+}
+
+// Sums f(row) over the rows that count, in 64 interleaved partial sums: one order whatever the vector width.
+template <class T, class F>
+inline double sum_rows(const LossArgs& a, F&& f) {
+  constexpr int lanes = 64;
+  double sums[lanes] = {};
+  for (int64_t first = 0; first < a.batch; first += lanes) {
+    const int count = a.batch - first < lanes ? int(a.batch - first) : lanes;
+    for (int i = 0; i < count; ++i) sums[i] += row_counts<T>(a, first + i) ? f(first + i) : 0.0;
+  }
+  for (int half = lanes / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
+  return sums[0];
+}
+
+template <class T>
+inline BatchMoments batch_moments(const LossArgs& a) {
+  BatchMoments m{a.denominator, 0.0, 1.0};
+  if (a.denominator_ptr != nullptr) m.denominator = double(*static_cast<const T*>(a.denominator_ptr));
+  if (isnan(a.denominator) && a.denominator_ptr == nullptr) {
+    const bool all_one = a.row_mask == nullptr && a.weights == nullptr;
+    m.denominator = all_one ? double(a.batch) : sum_rows<T>(a, [&](int64_t i) { return double(row_weight<T>(a, i)); });
+  }
+  if (!a.normalize_advantages) return m;
+  const T* advantages = static_cast<const T*>(a.advantages);
+  const double count = sum_rows<T>(a, [](int64_t) { return 1.0; });
+  if (count < 2) return m;
+  m.advantage_mean = sum_rows<T>(a, [&](int64_t i) { return double(advantages[i]); }) / count;
+  const double squares = sum_rows<T>(a, [&](int64_t i) {
+    const double d = double(advantages[i]) - m.advantage_mean;
+    return d * d;
+  });
+  m.advantage_scale = 1.0 / (sqrt(squares / (count - 1)) + 1e-8);
+  return m;
+}
+
+template <class T>
+inline math::SurrogateOptions<T> surrogate_options(const LossArgs& a) {
+  const T infinity = T(__builtin_inff());
+  const bool clips = a.objective == Objective::clip;
+  return {T(a.clip_low),
+          T(a.clip_high),
+          clips ? T(1 - a.clip_low) : -infinity,
+          clips ? T(1 + a.clip_high) : infinity,
+          T(a.dual_clip),
+          T(a.value_clip),
+          a.objective == Objective::kl ? T(a.kl_coef) : T(0),
+          T(a.ent_coef),
+          a.values != nullptr ? T(a.vf_coef) : T(0)};
+}
+
+// The rows of a loss tile that count, with their weights; the rest of the tile is dead.
+template <class T, int L>
+struct LossRows {
+  TileRows<L> rows;
+  alignas(64) T weight[L];
+};
+
+template <class T, int L>
+inline LossRows<T, L> loss_rows(const LossArgs& a, int64_t first, int64_t end) {
+  LossRows<T, L> out;
+  out.rows = rows_from<L>(first, end);
+  for (int i = 0; i < L; ++i) out.weight[i] = i < out.rows.count ? T(1) : T(0);
+  if (a.row_mask == nullptr && a.weights == nullptr) return out;
+  for (int i = 0; i < out.rows.count; ++i) {
+    out.weight[i] = row_weight<T>(a, first + i);
+    out.rows.live[i] = out.weight[i] != T(0);
+    out.rows.all_live = out.rows.all_live && out.rows.live[i];
+  }
+  return out;
+}
+
+template <class T, int L>
+class LossTile {
+ public:
+  LossTile(const LossArgs& args, const BatchMoments& moments)
+      : a_(args),
+        options_(surrogate_options<T>(args)),
+        inverse_(moments.denominator != 0 ? T(1.0 / moments.denominator) : T(0)),
+        mean_(T(moments.advantage_mean)),
+        scale_(T(moments.advantage_scale)) {}
+
+  // From a tile's log-probs, entropies and KLs to their gradients and the values'.
+  void surrogate(const LossRows<T, L>& r, const TileTerms<T, L>& terms, TileGradients<T, L>& g) {
+    alignas(64) T old_logp[L], advantage[L], value[L], old_value[L], target[L], d_value[L];
+    load(old_logp, a_.old_logp, r.rows);
+    load(advantage, a_.advantages, r.rows);
+    load(value, a_.values, r.rows);
+    load(target, a_.returns, r.rows);
+    load(old_value, a_.old_values, r.rows);
+    // A dead lane must stay finite: 0 times an infinite ratio would reach the sums.
+    alignas(64) T logp[L], entropy[L], kl[L];
+    clear_into(logp, terms.logp, r.rows);
+    clear_into(entropy, terms.entropy, r.rows);
+    clear_into(kl, terms.kl, r.rows);
+    // Copies that no store can alias, or the loop would not become vector code.
+    const math::SurrogateOptions<T> options = options_;
+    const T inverse = inverse_, mean = mean_, scale = scale_;
+    T(*__restrict sums)[L] = sums_;
+    PYPPO_LANES(i) {
+      const math::SurrogateSample<T> sample{logp[i], old_logp[i], (advantage[i] - mean) * scale, entropy[i],
+                                            kl[i],   value[i],    old_value[i],                  target[i]};
+      const math::SurrogateTerms<T> s = math::surrogate(options, sample);
+      const T w = r.weight[i], scaled = w * inverse;
+      sums[0][i] += w * s.policy;
+      sums[1][i] += w * s.value;
+      sums[2][i] += w * entropy[i];
+      sums[3][i] += w * s.approx_kl;
+      sums[4][i] += w * s.clipped;
+      sums[5][i] += w * kl[i];
+      g.logp[i] = scaled * s.d_logp;
+      g.entropy[i] = scaled * s.d_entropy;
+      g.kl[i] = scaled * s.d_kl;
+      d_value[i] = scaled * s.d_value;
+    }
+    if (a_.d_values != nullptr) store_tile<L>(static_cast<T*>(a_.d_values) + r.rows.first, d_value, r.rows.count, 1);
+  }
+
+  void add_sums_to(double* sums) const {
+    for (int k = 0; k < num_sums; ++k) sums[k] += sum_lanes<L>(sums_[k]);
+  }
+
+ private:
+  void load(T* tile, const void* floats, const TileRows<L>& rows) const {
+    if (floats == nullptr) {
+      PYPPO_LANES(i) tile[i] = T(0);
+      return;
+    }
+    load_tile<L>(tile, static_cast<const T*>(floats) + rows.first, rows.count, 1);
+    clear_dead(tile, rows, 1);
+  }
+
+  static void clear_into(T* __restrict to, const T* __restrict from, const TileRows<L>& rows) {
+    PYPPO_LANES(i) to[i] = rows.live[i] ? from[i] : T(0);
+  }
+
+  const LossArgs& a_;
+  const math::SurrogateOptions<T> options_;
+  const T inverse_, mean_, scale_;
+  alignas(64) T sums_[num_sums][L] = {};
+};
+
+// Means and the loss, from the blocks' sums in their order.
+template <class T>
+inline void finish_stats(const LossArgs& a, const BatchMoments& m, const double* sums, int64_t blocks) {
+  double total[num_sums] = {};
+  for (int64_t b = 0; b < blocks; ++b)
+    for (int k = 0; k < num_sums; ++k) total[k] += sums[b * num_sums + k];
+  const double inverse = m.denominator != 0 ? 1.0 / m.denominator : 0.0;
+  T* stats = static_cast<T*>(a.stats);
+  for (int k = 0; k < num_sums; ++k) stats[stat_policy + k] = T(total[k] * inverse);
+  const double vf_coef = a.values != nullptr ? a.vf_coef : 0.0;
+  stats[stat_loss] = T((total[0] + vf_coef * total[1] - a.ent_coef * total[2]) * inverse);
+  stats[stat_denominator] = T(m.denominator);
+}
+
+}  // namespace
+}  // namespace pyppo::cpu

@@ -1,0 +1,174 @@
+#include "pool.h"
+
+#include <pthread.h>
+#ifdef __linux__
+#include <sched.h>
+#endif
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <exception>
+#include <mutex>
+#include <new>
+#include <thread>
+#include <vector>
+
+#include "../kernels.h"
+
+namespace pyppo::cpu {
+namespace {
+
+constexpr double worthwhile_microseconds = 100;
+constexpr int max_threads = 256;
+
+int default_threads() {
+  if (const char* text = std::getenv("PYPPO_NUM_THREADS")) {
+    const int count = std::atoi(text);
+    if (count >= 1) return count < max_threads ? count : max_threads;
+  }
+#ifdef __linux__
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) return CPU_COUNT(&set);
+#endif
+  const int count = int(std::thread::hardware_concurrency());
+  return count > 0 ? count : 1;
+}
+
+struct Job {
+  Task task;
+  void* context;
+  int64_t count;
+  std::atomic<int64_t> next{0};
+
+  std::atomic<bool> failed{false};
+  std::exception_ptr error = nullptr;
+
+  void work() {
+    try {
+      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) task(context, i);
+    } catch (...) {
+      // Kept for the caller: an exception that leaves a worker would end the process.
+      if (!failed.exchange(true)) error = std::current_exception();
+      next.store(count);
+    }
+  }
+};
+
+class Pool {
+ public:
+  explicit Pool(int threads) {
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { serve(); });
+  }
+
+  ~Pool() {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      closing_ = true;
+    }
+    wake_.notify_all();
+    for (std::thread& worker : workers_) worker.join();
+  }
+
+  int threads() const { return int(workers_.size()) + 1; }
+
+  void run(Job& job) {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      job_ = &job;
+      ++generation_;
+    }
+    wake_.notify_all();
+    job.work();
+    // A worker that never woke holds no reference to the job; one that did is counted until it lets go.
+    std::unique_lock<std::mutex> lock(mutex_);
+    job_ = nullptr;
+    done_.wait(lock, [this] { return active_ == 0; });
+  }
+
+ private:
+  void serve() {
+    uint64_t seen = 0;
+    std::unique_lock<std::mutex> lock(mutex_);
+    for (;;) {
+      wake_.wait(lock, [&] { return closing_ || (job_ != nullptr && generation_ != seen); });
+      if (closing_) return;
+      seen = generation_;
+      Job* job = job_;
+      ++active_;
+      lock.unlock();
+      job->work();
+      lock.lock();
+      if (--active_ == 0) done_.notify_one();
+    }
+  }
+
+  std::vector<std::thread> workers_;
+  std::mutex mutex_;
+  std::condition_variable wake_, done_;
+  Job* job_ = nullptr;
+  uint64_t generation_ = 0;
+  int active_ = 0;
+  bool closing_ = false;
+};
+
+// All that must be new in a forked child: the parent's workers do not exist there, and its locks may be held.
+struct State {
+  std::mutex mutex;
+  Pool* pool = nullptr;
+};
+
+std::atomic<int> wanted_threads{0};
+std::atomic<State*> state{nullptr};
+
+State& current_state() {
+  State* existing = state.load(std::memory_order_acquire);
+  if (existing != nullptr) return *existing;
+  static const int registered = pthread_atfork(nullptr, nullptr, [] { state.store(nullptr); });
+  (void)registered;
+  State* fresh = new State;
+  if (state.compare_exchange_strong(existing, fresh)) return *fresh;
+  delete fresh;
+  return *existing;
+}
+
+}  // namespace
+
+int get_num_threads() {
+  int count = wanted_threads.load(std::memory_order_relaxed);
+  if (count == 0) {
+    count = default_threads();
+    wanted_threads.store(count, std::memory_order_relaxed);
+  }
+  return count;
+}
+
+void set_num_threads(int count) { wanted_threads.store(count < max_threads ? count : max_threads); }
+
+void run_tasks(int64_t count, double microseconds, Task task, void* context) {
+  const int threads = count > 1 && microseconds > worthwhile_microseconds ? get_num_threads() : 1;
+  if (threads > 1) {
+    State& shared = current_state();
+    std::unique_lock<std::mutex> lock(shared.mutex, std::try_to_lock);
+    // Another Python thread is inside a kernel: the cores are busy, so this one runs alone.
+    if (lock.owns_lock()) {
+      if (shared.pool == nullptr || shared.pool->threads() != threads) {
+        delete shared.pool;
+        shared.pool = new Pool(threads);
+      }
+      Job job{task, context, count};
+      shared.pool->run(job);
+      if (job.error) std::rethrow_exception(job.error);
+      return;
+    }
+  }
+  for (int64_t i = 0; i < count; ++i) task(context, i);
+}
+
+void* allocate_scratch(size_t bytes) {
+  void* memory = std::aligned_alloc(64, (bytes + 64) / 64 * 64);
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
+
+}  // namespace pyppo::cpu

@@ -1,0 +1,100 @@
+// The fused PPO loss on the CPU: log-prob, entropy, KL, surrogate and value loss with their gradients, in one pass.
+#include "loss_tile.h"
+#include "pool.h"
+
+namespace pyppo::cpu::PYPPO_ISA {
+namespace {
+
+// Rows a task handles: a function of the width alone, so that sums do not depend on the number of threads.
+inline int64_t rows_per_block(int64_t width) {
+  const int64_t rows = 65536 / (width > 0 ? width : 1) / 64 * 64;
+  return rows < 64 ? 64 : (rows > 2048 ? 2048 : rows);
+}
+
+template <class T, int L>
+inline void add_log_std(const NormalTile<T, L>& tile, double* sums, int64_t width) {
+  for (int64_t j = 0; j < width; ++j) sums[j] = tile.log_std_sums()[j];
+}
+
+template <class Tile>
+inline void add_log_std(const Tile&, double*, int64_t) {}
+
+// One block of rows. `log_std` [width] receives the block's share of a shared log_std's gradient.
+template <template <class, int> class Tile, class T, int L>
+RowErrors loss_block(const PpoLossArgs& a, const BatchMoments& moments, int64_t first, int64_t end, double* sums,
+                     double* log_std) {
+  const bool with_old = a.old_logits != nullptr || a.old_mean != nullptr;
+  Tile<T, L> tile(a.dist, with_old);
+  tile.differentiate_kl = with_old && a.loss.objective == Objective::kl;
+  LossTile<T, L> loss(a.loss, moments);
+  for (int64_t row = first; row < end; row += L) {
+    const LossRows<T, L> r = loss_rows<T, L>(a.loss, row, end);
+    TileTerms<T, L> terms = {};
+    TileGradients<T, L> gradients;
+    tile.load(r.rows);
+    tile.load_actions_of(a, r.rows);
+    if (with_old) tile.load_old(a, r.rows);
+    tile.terms(terms);
+    loss.surrogate(r, terms, gradients);
+    tile.backward(gradients);
+    tile.store_gradients(a, r.rows);
+  }
+  loss.add_sums_to(sums);
+  if (log_std != nullptr) add_log_std(tile, log_std, a.dist.width);
+  return tile.errors;
+}
+
+template <template <class, int> class Tile, class T, int L>
+RowErrors loss_of(const PpoLossArgs& a) {
+  const int64_t batch = a.loss.batch, width = a.dist.width;
+  const int64_t step = rows_per_block(width), blocks = (batch + step - 1) / step;
+  const BatchMoments moments = batch_moments<T>(a.loss);
+  const bool shared_log_std = a.dist.kind == Distribution::normal && !a.dist.per_sample_log_std;
+  const int64_t log_stds = shared_log_std ? width : 0, stride = num_sums + log_stds;
+  Scratch<double> partial(size_t(blocks * stride + num_sums * blocks));
+  Scratch<RowErrors> errors(static_cast<size_t>(blocks));
+  double* sums = partial.get() + blocks * log_stds;
+  for (int64_t i = 0; i < blocks * num_sums; ++i) sums[i] = 0;
+  const double microseconds = double(batch) * (4.0 + double(width)) * sizeof(T) / 4 * 1e-3;
+  parallel_for(blocks, microseconds, [&](int64_t b) {
+    const int64_t first = b * step, end = first + step < batch ? first + step : batch;
+    errors.get()[b] = loss_block<Tile, T, L>(a, moments, first, end, sums + b * num_sums,
+                                             shared_log_std ? partial.get() + b * width : nullptr);
+  });
+  finish_stats<T>(a.loss, moments, sums, blocks);
+  for (int64_t j = 0; j < log_stds; ++j) {
+    double sum = 0;
+    for (int64_t b = 0; b < blocks; ++b) sum += partial.get()[b * width + j];
+    static_cast<T*>(a.d_log_std)[j] = T(sum);
+  }
+  for (int64_t b = 0; b < blocks; ++b)
+    if (errors.get()[b].action >= 0 || errors.get()[b].distribution >= 0) return errors.get()[b];
+  return {};
+}
+
+// Small batches take small tiles; so do wide distributions, whose tiles would leave the cache.
+template <template <class, int> class Tile, class T>
+RowErrors choose_lanes(const PpoLossArgs& a) {
+  const bool small = a.loss.batch <= 16 || a.dist.width > 512;
+  return small ? loss_of<Tile, T, 16>(a) : loss_of<Tile, T, 64>(a);
+}
+
+template <class T>
+RowErrors choose_kind(const PpoLossArgs& a) {
+  switch (a.dist.kind) {
+    case Distribution::bernoulli:
+      return choose_lanes<BernoulliTile, T>(a);
+    case Distribution::normal:
+      return choose_lanes<NormalTile, T>(a);
+    default:
+      return choose_lanes<CategoricalTile, T>(a);
+  }
+}
+
+}  // namespace
+
+RowErrors ppo_loss(const PpoLossArgs& args) {
+  return args.loss.dtype == DType::f64 ? choose_kind<double>(args) : choose_kind<float>(args);
+}
+
+}  // namespace pyppo::cpu::PYPPO_ISA

@@ -1,0 +1,47 @@
+// Sums by fixed trees: the same bits at each launch, since no thread's turn decides the order.
+#pragma once
+
+#include "device.cuh"
+
+namespace pyppo::cuda {
+
+constexpr int warp_size = 32;
+constexpr unsigned all_lanes = 0xffffffffu;
+
+// In every lane the same bits: a + b is b + a, so both halves of a butterfly agree.
+template <class T>
+__device__ inline T warp_sum(T x) {
+#pragma unroll
+  for (int offset = warp_size / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(all_lanes, x, offset);
+  return x;
+}
+
+template <class T>
+__device__ inline T warp_max(T x) {
+#pragma unroll
+  for (int offset = warp_size / 2; offset > 0; offset /= 2) {
+    const T other = __shfl_xor_sync(all_lanes, x, offset);
+    x = other > x ? other : x;
+  }
+  return x;
+}
+
+// Sums K numbers over a block of `threads` threads, all of which get the sums. Every thread of the block must call it.
+template <int threads, int K>
+__device__ inline void block_sum(double (&x)[K]) {
+  constexpr int warps = threads / warp_size;
+  static_assert(threads % warp_size == 0 && warps <= warp_size, "whole warps, and one warp's worth of them");
+  __shared__ double partial[K][warps];
+  const int warp = threadIdx.x / warp_size, lane = threadIdx.x % warp_size;
+#pragma unroll
+  for (int k = 0; k < K; ++k) {
+    const double sum = warp_sum(x[k]);
+    if (lane == 0) partial[k][warp] = sum;
+  }
+  __syncthreads();
+#pragma unroll
+  for (int k = 0; k < K; ++k) x[k] = warp_sum(lane < warps ? partial[k][lane] : 0.0);
+  __syncthreads();  // the next call writes `partial` again
+}
+
+}  // namespace pyppo::cuda

@@ -1,0 +1,199 @@
+// Every kernel's launch declaration: pointers, sizes, options, stream. Nothing else.
+//
+// All arrays are C-contiguous and checked by the caller. A nullable pointer says so. Every operation exists twice with
+// one signature, in pyppo::cpu and pyppo::cuda; without nvcc, no_cuda.cpp stands in for the second.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace pyppo {
+
+enum class DType { f32, f64, f16, bf16 };
+
+enum class Distribution { categorical, bernoulli, normal };  // categorical: one or more, by nvec
+
+enum class Objective { clip, unclipped, kl };
+
+// What a kernel found wrong in the data: the first row concerned, or -1. On the CPU the caller raises at once.
+// On CUDA the kernel clamps its reads and leaves the row in the flags a caller gave, if any.
+struct RowErrors {
+  int64_t action = -1;        // an action outside its range, or one the mask forbids
+  int64_t distribution = -1;  // no action possible: all masked, or NaN where a sample is drawn
+};
+
+// --- gae -------------------------------------------------------------------------------------------------------------
+
+struct GaeArgs {
+  DType dtype;  // f32 or f64, of every float array
+  int64_t num_steps, num_envs;
+  const void* rewards;        // [T, N]
+  const void* values;         // [T + 1, N]
+  const void* final_values;   // [T, N], nullable: then values[t + 1]
+  const uint8_t* terminated;  // [T, N]
+  const uint8_t* truncated;   // [T, N]
+  const uint8_t* valid;       // [T, N], nullable: all valid
+  void* advantages;           // [T, N]
+  void* returns;              // [T, N]
+  double gamma, gae_lambda;
+};
+
+// --- losses ----------------------------------------------------------------------------------------------------------
+
+// What every PPO loss has. `dtype` is the arithmetic's: f32 or f64. `network_dtype` is that of the network's outputs
+// and of their gradients (logits, mean, log_std, values, and surrogate's logp, entropy, kl): dtype itself, or on CUDA
+// f16 or bf16 with f32 arithmetic. Everything else has `dtype`.
+struct LossArgs {
+  DType dtype, network_dtype;
+  int64_t batch;
+  const void* old_logp;         // [B]
+  const void* advantages;       // [B]
+  const void* values;           // [B], nullable: no value loss; network_dtype
+  const void* old_values;       // [B], nullable unless value_clip is finite
+  const void* returns;          // [B], null with values
+  const uint8_t* row_mask;      // [B], nullable: weights of 0 or 1. At most one of row_mask and weights.
+  const void* weights;          // [B], nullable
+  const void* denominator_ptr;  // scalar on the device, nullable
+  double denominator;           // NaN: the sum of weights
+  Objective objective;
+  double clip_low, clip_high;
+  double dual_clip;   // +inf: off
+  double value_clip;  // +inf: off
+  double kl_coef, ent_coef, vf_coef;
+  bool normalize_advantages;
+  void* d_values;  // [B], null with values; network_dtype
+  void* stats;     // [8], see LossStat; dtype
+};
+
+enum LossStat { stat_loss, stat_policy, stat_value, stat_entropy, stat_approx_kl, stat_clip_fraction, stat_kl,
+                stat_denominator, num_loss_stats };
+
+// Normal: logits, nvec, mask unused. Others: mean and log_std unused.
+struct DistributionArgs {
+  Distribution kind;
+  int64_t width;             // categorical: sum of nvec; bernoulli, normal: dimensions
+  const int64_t* nvec;       // host pointer, [num_parts]; categorical only
+  int64_t num_parts;         // categorical: K; else width
+  const void* logits;        // [B, width]
+  const void* mean;          // [B, width]
+  const void* log_std;       // [width], or [B, width] when per_sample_log_std
+  bool per_sample_log_std;
+  const uint8_t* action_mask;  // [B, width], nullable; 1 = allowed
+};
+
+struct PpoLossArgs {
+  LossArgs loss;
+  DistributionArgs dist;
+  const void* actions;   // categorical [B, K] integers, bernoulli [B, D] integers, normal [B, D] of loss.dtype
+  int action_bytes;      // size of an integer action: 1 (bernoulli), 4 or 8
+  const void* old_logits;   // for the exact KL, network_dtype; null: KL is reported as 0
+  const void* old_mean;
+  const void* old_log_std;  // shape as log_std
+  void* d_logits;           // gradients, shaped as their inputs; network_dtype
+  void* d_mean;
+  void* d_log_std;
+};
+
+struct SurrogateLossArgs {
+  LossArgs loss;
+  const void* logp;     // [B], network_dtype
+  const void* entropy;  // [B], nullable
+  const void* kl;       // [B], nullable
+  void* d_logp;         // [B]
+  void* d_entropy;      // [B], null with entropy
+  void* d_kl;           // [B], null with kl
+};
+
+// --- sample ----------------------------------------------------------------------------------------------------------
+
+struct SampleArgs {
+  DType dtype, network_dtype;  // as in LossArgs
+  int64_t batch;
+  DistributionArgs dist;
+  uint64_t seed;
+  int64_t row_offset;
+  const int64_t* steps;  // [B], nullable: then `step` for every row
+  int64_t step;
+  bool deterministic;
+  void* actions;  // int64 [B, K] or [B, D]; normal: [B, D] of dtype
+  void* logp;     // [B], dtype
+  void* entropy;  // [B], dtype
+};
+
+// --- adam ------------------------------------------------------------------------------------------------------------
+
+struct AdamArgs {
+  DType dtype;  // f32 or f64
+  int64_t size;
+  void* params;
+  const void* grads;
+  void* exp_avg;
+  void* exp_avg_sq;
+  int64_t* step;                   // one element, incremented by an applied step
+  const void* learning_rate_ptr;   // scalar on the device, nullable
+  double learning_rate;
+  double beta1, beta2, eps, weight_decay;
+  double max_grad_norm;   // +inf: no clipping
+  const uint8_t* skip;    // one element, nullable; non-zero: nothing changes
+  void* grad_norm;        // one element of dtype: the norm before clipping
+};
+
+// --- permutation -----------------------------------------------------------------------------------------------------
+
+struct PermutationArgs {
+  int64_t n;
+  uint64_t seed;
+  uint32_t iteration, epoch;
+  int64_t* out;  // [n]
+};
+
+namespace cpu {
+
+void gae(const GaeArgs& args);
+RowErrors ppo_loss(const PpoLossArgs& args);
+void surrogate_loss(const SurrogateLossArgs& args);
+RowErrors sample(const SampleArgs& args);
+void adam(const AdamArgs& args);
+void permutation(const PermutationArgs& args);
+
+// The instruction set in use: "avx512", "avx2" or "portable"; PYPPO_CPU overrides it when the process starts.
+const char* capability();
+int get_num_threads();
+void set_num_threads(int count);
+
+}  // namespace cpu
+
+namespace cuda {
+
+using Stream = void*;  // a cudaStream_t
+
+// Bytes of device memory a launch needs besides its arguments; may be 0. Contents need no initialisation, and no launch
+// leaves anything there for another.
+size_t gae_workspace(const GaeArgs& args);
+size_t ppo_loss_workspace(const PpoLossArgs& args);
+size_t surrogate_loss_workspace(const SurrogateLossArgs& args);
+size_t adam_workspace(const AdamArgs& args);
+
+// Launch on `stream` of the current device: no allocation, no synchronisation, so a graph can capture them. `errors`:
+// two int64 on the device, nullable, initialised to -1 by the caller: action row, distribution row (see RowErrors).
+// A failed launch throws std::runtime_error.
+void gae(const GaeArgs& args, void* workspace, Stream stream);
+void ppo_loss(const PpoLossArgs& args, void* workspace, int64_t* errors, Stream stream);
+void surrogate_loss(const SurrogateLossArgs& args, void* workspace, Stream stream);
+void sample(const SampleArgs& args, int64_t* errors, Stream stream);
+void adam(const AdamArgs& args, void* workspace, Stream stream);
+void permutation(const PermutationArgs& args, Stream stream);
+
+// Makes `device` current and returns the one that was.
+int set_device(int device);
+
+struct Info {
+  int runtime_version;  // 0: built without CUDA
+  int driver_version;   // 0: no driver
+  int device_count;
+};
+Info info();
+
+}  // namespace cuda
+
+}  // namespace pyppo

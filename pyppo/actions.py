@@ -1,0 +1,165 @@
+"""Action spaces: the distribution family of each, and the way from its samples to the environment's actions."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Distribution:
+    """An action space's distribution family, and the way from its samples to the environment's actions."""
+
+    kind: str
+    """"categorical", "multi_categorical", "bernoulli" or "normal"."""
+    shape: tuple[int, ...]
+    """Shape of one action."""
+    dtype: str
+    """NumPy dtype of the environment's actions."""
+    nvec: tuple[int, ...] | None = None
+    """Number of choices of each component (multi_categorical), or of the only one (categorical)."""
+    start: tuple[int, ...] | None = None
+    """The environment's smallest action, each component (discrete spaces)."""
+    low: np.ndarray | None = None
+    """Lower bounds, -inf where there is none (normal)."""
+    high: np.ndarray | None = None
+    """Upper bounds, +inf where there is none (normal)."""
+    action_bounds: str = "clip"
+    """"clip": samples are clipped to the bounds; "rescale": [-1, 1] is mapped onto the bounds, then clipped."""
+
+    @classmethod
+    def from_space(cls, space: spaces.Space, action_bounds: str = "clip") -> Distribution:
+        """The family for a Gymnasium action space.
+
+        Raises:
+            TypeError: the space has no family here.
+            ValueError: `action_bounds` is neither "clip" nor "rescale".
+        """
+        if action_bounds not in ("clip", "rescale"):
+            raise ValueError(f"action_bounds is {action_bounds!r}; it must be 'clip' or 'rescale'")
+        if isinstance(space, spaces.Discrete):
+            return cls("categorical", (), str(space.dtype), nvec=(int(space.n),), start=(int(space.start),))
+        if isinstance(space, spaces.MultiDiscrete):
+            start = tuple(int(s) for s in np.asarray(space.start).ravel())
+            nvec = tuple(int(n) for n in space.nvec.ravel())
+            return cls("multi_categorical", tuple(space.shape), str(space.dtype), nvec=nvec, start=start)
+        if isinstance(space, spaces.MultiBinary):
+            return cls("bernoulli", tuple(space.shape), str(space.dtype))
+        if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+            low, high = _real_bounds(space.low, -1), _real_bounds(space.high, +1)
+            return cls("normal", tuple(space.shape), str(space.dtype), low=low, high=high, action_bounds=action_bounds)
+        raise TypeError(f"action space is {space}; it must be Discrete, MultiDiscrete, MultiBinary or a Box of floats")
+
+    @property
+    def num_params(self) -> int:
+        """Width of the policy head: logits, or means."""
+        return sum(self.nvec) if self.nvec is not None else math.prod(self.shape)
+
+    @property
+    def loss_arguments(self) -> dict[str, Any]:
+        """The keyword arguments by which `ops.sample` and `ops.ppo_loss` know the family."""
+        nvec = {"nvec": self.nvec} if self.kind == "multi_categorical" else {}
+        return {"distribution": self.kind, **nvec}
+
+    def kernel_arguments(self, params: Mapping[str, Tensor]) -> dict[str, Any]:
+        """`loss_arguments` and the heads' parameters, detached: the kernels refuse to lose a gradient silently."""
+        return {**self.loss_arguments, **{name: x.detach() for name, x in params.items()}}
+
+    def to_env(self, actions: np.ndarray) -> np.ndarray:
+        """Samples [n, ...] as the environment takes them [n, *shape]: a copy, offset, clipped or rescaled."""
+        actions = actions.reshape(len(actions), *self.shape)
+        if self.kind != "normal":
+            offset = np.array(self.start).reshape(self.shape) if self.start is not None else 0
+            return (actions + offset).astype(self.dtype)
+        assert self.low is not None
+        assert self.high is not None
+        if self.action_bounds == "rescale":
+            bounded = np.isfinite(self.low) & np.isfinite(self.high)
+            low, high = np.where(bounded, self.low, 0.0), np.where(bounded, self.high, 0.0)
+            scaled = low + (np.clip(actions, -1.0, 1.0) + 1.0) * 0.5 * (high - low)
+            actions = np.where(bounded, scaled, actions)
+        return np.clip(actions.astype(self.dtype), self.low.astype(self.dtype), self.high.astype(self.dtype))
+
+    def clip(self, actions: np.ndarray) -> np.ndarray:
+        """Actions already in the environment's coordinates [n, *shape], a copy clipped to the finite bounds."""
+        if self.kind != "normal":
+            return actions.astype(self.dtype)
+        assert self.low is not None
+        assert self.high is not None
+        return np.clip(actions.astype(self.dtype), self.low.astype(self.dtype), self.high.astype(self.dtype))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; `from_dict` is its inverse. Infinite bounds are written as null."""
+        bounds = {name: _bounds_to_list(getattr(self, name)) for name in ("low", "high")}
+        listed = {name: list(v) if (v := getattr(self, name)) is not None else None for name in ("nvec", "start")}
+        return {
+            "kind": self.kind, "shape": list(self.shape), "dtype": self.dtype, **listed, **bounds,
+            "action_bounds": self.action_bounds,
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, spec: Mapping[str, Any]) -> Distribution:
+        """The distribution that `to_dict` described."""
+        shape = tuple(spec["shape"])
+        listed = {name: tuple(v) if (v := spec[name]) is not None else None for name in ("nvec", "start")}
+        low, high = _bounds_from_list(spec["low"], -np.inf, shape), _bounds_from_list(spec["high"], np.inf, shape)
+        plain = {name: spec[name] for name in ("kind", "dtype", "action_bounds")}
+        return cls(shape=shape, low=low, high=high, nvec=listed["nvec"], start=listed["start"], **plain)
+
+
+def _real_bounds(bound: np.ndarray, sign: int) -> np.ndarray:
+    """Bounds in float64, infinite where the limit is only the largest float of the type (VizDoom's are)."""
+    bound = np.asarray(bound, dtype=np.float64)
+    return np.where(np.abs(bound) >= np.finfo(np.float32).max, sign * np.inf, bound)
+
+
+def _bounds_to_list(bound: np.ndarray | None) -> list[float | None] | None:
+    return None if bound is None else [float(b) if np.isfinite(b) else None for b in bound.ravel()]
+
+
+def _bounds_from_list(bound: list[float | None] | None, missing: float, shape: tuple[int, ...]) -> np.ndarray | None:
+    if bound is None:
+        return None
+    return np.array([missing if b is None else b for b in bound], dtype=np.float64).reshape(shape)
+
+
+def log_prob_entropy(
+    distribution: Distribution, params: Mapping[str, Tensor], actions: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of `actions` [B, *shape] and entropy, each [B], differentiable in the heads' parameters.
+
+    For code that needs these apart from the loss; the fused loss has formulas of its own. No action masks.
+    """
+    actions = actions.reshape(len(actions), *(() if distribution.kind == "categorical" else (-1,)))
+    if distribution.kind == "normal":
+        families: list[Any] = [torch.distributions.Normal(params["mean"], params["log_std"].exp(), validate_args=False)]
+    elif distribution.kind == "bernoulli":
+        families = [torch.distributions.Bernoulli(logits=params["logits"], validate_args=False)]
+        actions = actions.to(params["logits"].dtype)
+    else:
+        assert distribution.nvec is not None
+        parts = params["logits"].split(distribution.nvec, dim=1)
+        families = [torch.distributions.Categorical(logits=part, validate_args=False) for part in parts]
+    columns = [actions] if len(families) == 1 and distribution.kind != "multi_categorical" else actions.unbind(1)
+    logp = [family.log_prob(column) for family, column in zip(families, columns, strict=True)]
+    entropy = [family.entropy() for family in families]
+    return _sum_components(logp), _sum_components(entropy)
+
+
+def _sum_components(parts: list[Tensor]) -> Tensor:
+    """Sum over independent components, whether they are a list of [B] or one [B, D]."""
+    return torch.stack([part.sum(1) if part.dim() == 2 else part for part in parts]).sum(0)
+
+
+def stream_seed(seed: int, stream: str) -> int:
+    """A 63-bit seed for one use of randomness, so that no two streams of a run share their noise."""
+    digest = hashlib.blake2b(f"{seed}/{stream}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

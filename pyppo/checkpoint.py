@@ -1,0 +1,248 @@
+"""Run folders and checkpoints: safetensors and JSON, written aside and renamed; nothing is pickled.
+
+runs/<env>-<date>-s<seed>/
+  config.json                    every field of Config
+  metrics.jsonl                  one line an iteration
+  checkpoints/latest             name of the newest complete checkpoint
+  checkpoints/step-000102400/    model.safetensors, optimizer.safetensors, state.json
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pyppo.config import Config
+from pyppo.policy import MLPPolicy
+
+FORMAT = "pyppo-checkpoint-1"
+KEEP = 3
+"""Checkpoints that a run folder holds; older ones are deleted."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What one checkpoint folder holds, checked."""
+
+    path: Path
+    model: dict[str, Tensor]
+    """The policy's `state_dict`, observation statistics included."""
+    optimizer: dict[str, Tensor]
+    """What training needs besides the policy: moments, step counters, reward statistics."""
+    state: dict[str, Any]
+    """JSON values: counters, schedules, the recipe of the policy, `sha256` of its parameters."""
+
+    @property
+    def run(self) -> Path:
+        """The run folder."""
+        return self.path.parent.parent
+
+
+def new_run_dir(root: str | Path, config: Config) -> Path:
+    """Make and return a run folder that no other run has, with `config.json` in it."""
+    name = re.sub(r"[^\w.-]+", "_", config.env_id).strip("._") or "run"
+    stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-s{config.seed}"
+    Path(root).mkdir(parents=True, exist_ok=True)
+    for attempt in range(1, 10_000):
+        path = Path(root) / (stem if attempt == 1 else f"{stem}-{attempt}")
+        try:
+            path.mkdir()  # refuses an existing folder, so two runs that start together cannot share one
+        except FileExistsError:
+            continue
+        write_config(path, config)
+        return path
+    raise FileExistsError(f"run_dir {root} has ten thousand folders named {stem}; it must have room for one more")
+
+
+def write_config(run: Path, config: Config) -> None:
+    """Write `config.json`, whole or not at all."""
+    write_aside(run / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
+
+
+def read_config(run: Path) -> Config:
+    """The run's Config.
+
+    Raises:
+        ValueError: there is no readable `config.json`.
+    """
+    path = run / "config.json"
+    try:
+        return Config.from_dict(json.loads(path.read_text()))
+    except (OSError, json.JSONDecodeError, TypeError, ValueError) as error:
+        raise ValueError(f"{run} is not a usable run folder: {path.name}: {error}") from error
+
+
+def save_checkpoint(
+    run: Path, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: Mapping[str, Any]
+) -> Path:
+    """Write a checkpoint for `state["step"]`, make it the latest and delete all but the newest `KEEP`.
+
+    The folder is filled under another name, flushed to disk, then renamed: a crash at any moment leaves the earlier
+    checkpoints and no half one.
+    """
+    folder = run / "checkpoints"
+    folder.mkdir(exist_ok=True)
+    final = folder / f"step-{state['step']:012d}"
+    aside = folder / f".writing-{final.name}-{os.getpid()}"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    save_file(_plain(model), aside / "model.safetensors")
+    save_file(_plain(optimizer), aside / "optimizer.safetensors")
+    full = {"format": FORMAT, **state, "sha256": tensors_sha256(model)}
+    (aside / "state.json").write_text(json.dumps(full, indent=2, allow_nan=False) + "\n")
+    for file in aside.iterdir():
+        _flush(file)
+    if final.exists():  # the same step saved again: out of the way first, a rename does not replace a filled folder
+        final.rename(folder / f".replaced-{final.name}-{os.getpid()}")
+    aside.rename(final)
+    _flush(folder)
+    write_aside(folder / "latest", final.name + "\n")
+    for old in [*folder.glob(".replaced-*"), *_complete(folder)[:-KEEP]]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read and check the checkpoint at `path`: a checkpoint folder, or a run folder (its latest one).
+
+    Raises:
+        FileNotFoundError: there is nothing at `path`.
+        ValueError: it is no pyppo checkpoint, or a damaged one; the message says what is wrong and what else there is.
+    """
+    folder = find_checkpoint(Path(path))
+    try:
+        state = json.loads((folder / "state.json").read_text())
+        if not isinstance(state, dict) or state.get("format") != FORMAT:
+            found = state.get("format") if isinstance(state, dict) else type(state).__name__
+            raise ValueError(f"state.json has format {found!r}; it must be {FORMAT!r}")
+        model = load_file(folder / "model.safetensors")
+        optimizer = load_file(folder / "optimizer.safetensors")
+        if tensors_sha256(model) != state["sha256"]:
+            raise ValueError("model.safetensors does not have the SHA-256 that state.json states")
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        others = [p.name for p in _complete(folder.parent) if p != folder]
+        hint = f"; other checkpoints of this run: {', '.join(others)}" if others else ""
+        raise ValueError(f"{folder} is not a usable checkpoint: {error}{hint}") from error
+    return Checkpoint(folder, model, optimizer, state)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint folder that `path` is, or the latest one of the run folder that it is."""
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} is not a folder; it must be a run folder or a checkpoint in one")
+    if (path / "state.json").is_file():
+        return path
+    folder = path if (path / "latest").is_file() else path / "checkpoints"
+    found = _complete(folder)
+    if not found:
+        what = "a run folder without a checkpoint" if (path / "config.json").is_file() else "no run folder of pyppo's"
+        raise ValueError(f"{path} is {what}; it must hold checkpoints/step-*/state.json")
+    latest = folder / "latest"
+    named = folder / latest.read_text().strip() if latest.is_file() else found[-1]
+    return named if named in found else found[-1]
+
+
+def load(path: str | Path, policy: nn.Module | None = None, *, device: str = "cpu") -> Any:
+    """The policy of a run folder (its latest checkpoint) or a checkpoint folder, ready to `act`.
+
+    Args:
+        path: the folder.
+        policy: the module to fill, for a policy of your own class; the built-in one is made from the checkpoint.
+        device: where the policy goes.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_checkpoint`; or the policy is of another class and was not given.
+    """
+    checkpoint = load_checkpoint(path)
+    return restore_policy(checkpoint, policy).to(device)
+
+
+def restore_policy(checkpoint: Checkpoint, policy: nn.Module | None = None) -> nn.Module:
+    """The checkpoint's policy: `policy` filled with its state, or the built-in one made anew."""
+    recipe = checkpoint.state["policy"]
+    if policy is None:
+        if recipe["class"] != MLPPolicy.__name__:
+            raise ValueError(f"{checkpoint.path} holds a {recipe['class']}; pass policy=, an instance of it, to fill")
+        policy = MLPPolicy.from_dict(recipe)
+    try:
+        policy.load_state_dict(checkpoint.model)
+    except RuntimeError as error:
+        raise ValueError(f"policy does not fit {checkpoint.path}: {error}") from error
+    return policy
+
+
+def policy_recipe(policy: nn.Module) -> dict[str, Any]:
+    """What `restore_policy` needs to know about a policy besides its tensors."""
+    if type(policy) is MLPPolicy:
+        return {"class": MLPPolicy.__name__, **policy.to_dict()}
+    return {"class": f"{type(policy).__module__}.{type(policy).__qualname__}"}
+
+
+def discard_after(run: Path, step: int) -> None:
+    """Delete the checkpoints of a run that are newer than `step`: a run resumed from there will make its own."""
+    for path in _complete(run / "checkpoints"):
+        if int(path.name.removeprefix("step-")) > step:
+            shutil.rmtree(path)
+
+
+def parameter_sha256(policy: nn.Module) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of a module's `state_dict`."""
+    return tensors_sha256(policy.state_dict())
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of named tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        array = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {array.dtype} {tuple(array.shape)}\n".encode())
+        digest.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The entries whose name begins with `prefix`, without it."""
+    return {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Write a text file under another name, flush it to disk, then rename it."""
+    aside = path.with_name(f".{path.name}-{os.getpid()}")
+    aside.write_text(text)
+    _flush(aside)
+    aside.replace(path)
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU that share no memory: safetensors refuses views of one buffer, which engines bind."""
+    return {
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+
+
+def _complete(folder: Path) -> list[Path]:
+    """The checkpoint folders in `folder`, oldest first. A folder gets its name only when it is complete."""
+    named = (p for p in folder.glob("step-*") if re.fullmatch(r"step-\d+", p.name))
+    return sorted(p for p in named if (p / "state.json").is_file())
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

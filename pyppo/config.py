@@ -1,0 +1,402 @@
+"""The settings of a run: one frozen dataclass, validated, with presets by environment.
+
+Every field is documented by the string under it; the command line shows the same text as help.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import operator
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+__all__ = ["Config", "preset_for"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to train, for how long and how.
+
+    Values are checked and brought to their field's type on construction (a list becomes a tuple, `1e6` an int where an
+    int is wanted). A value that breaks its field's rule raises `ValueError`, one of the wrong kind `TypeError`; both
+    name the field, the value and the rule. The names are those of CleanRL and Schulman et al. 2017 (arXiv 1707.06347).
+    """
+
+    env_id: str
+    """The environment's name, e.g. "CartPole-v1" (`pyppo envs` lists them); a label only where you bring your own
+    environments."""
+    total_timesteps: int = 1_000_000
+    """Environment steps to train for; rows that only carry a reset do not count. Training stops at the first iteration
+    with at least as many."""
+    seed: int = 1
+    """Seed of everything: environments, network initialisation, action noise and minibatch order (0 to 2**63 - 1)."""
+
+    num_envs: int = 8
+    """Environments stepped side by side (N)."""
+    num_steps: int = 256
+    """Steps that each environment takes for one rollout (T)."""
+    num_groups: int = 1
+    """Groups that the environments are served in, each its own pool; one steps while the policy acts for another.
+    Changes speed, never results."""
+    env_threads: int = 0
+    """EnvPool threads a group; 0 chooses: one for cheap environments and few rows, else one for each core. Changes
+    speed, never results."""
+    env_options: dict[str, Any] = field(default_factory=dict, hash=False)
+    """Further keyword arguments of the environment (JSON values), saved with the policy and used again by
+    `evaluate`."""
+
+    learning_rate: float = 3e-4
+    """Adam's step size at the start."""
+    anneal_lr: bool = True
+    """Lower the learning rate linearly to 0 over `total_timesteps`."""
+    adaptive_lr_kl: float | None = None
+    """Target KL of a KL-adaptive learning rate: divided by 1.5 above twice the target, multiplied by 1.5 below half of
+    it, kept in [1e-6, 1e-2]. Needs `anneal_lr` off."""
+    adam_eps: float = 1e-5
+    """Adam's epsilon, added to the root of the second moment."""
+    max_grad_norm: float | None = 0.5
+    """Largest global gradient norm; longer gradients are scaled down to it. None: no limit."""
+
+    gamma: float = 0.99
+    """Discount factor of rewards."""
+    gae_lambda: float = 0.95
+    """Lambda of generalised advantage estimation (Schulman et al. 2016): 0 is one-step, 1 is Monte Carlo."""
+    num_minibatches: int = 32
+    """Near-equal parts that the valid rows of a rollout are split into, each one gradient step."""
+    update_epochs: int = 10
+    """Passes over each rollout."""
+    norm_adv: Literal["minibatch", "batch", "none"] = "minibatch"
+    """Where advantages are brought to mean 0 and deviation 1: each minibatch, the whole rollout, or nowhere."""
+
+    objective: Literal["clip", "unclipped", "kl"] = "clip"
+    """Policy objective: the clipped ratio (eq. 7), the plain ratio (eq. 6), or the plain ratio with a KL penalty (eq.
+    8)."""
+    clip_coef: float = 0.2
+    """The ratio is clipped to [1 - clip_coef, 1 + clip_coef]; also the value loss's clip range where `clip_vloss` is
+    on."""
+    clip_coef_high: float | None = None
+    """Upper clip range where it differs: [1 - clip_coef, 1 + clip_coef_high]. None: the same as `clip_coef`."""
+    dual_clip: float | None = None
+    """Lower bound of the objective at negative advantages, as a multiple of the advantage (Ye et al. 2020). None:
+    off."""
+    clip_vloss: bool = True
+    """Take the larger of the plain and the clipped value loss, clipped `clip_coef` around the old value."""
+    ent_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    vf_coef: float = 0.5
+    """Weight of the value loss 0.5 * (V - R)^2. Libraries without that half (Stable-Baselines3) mean twice their figure
+    here."""
+    target_kl: float | None = None
+    """Stop an update before a step whose minibatch has an approximate KL above 1.5 times this. None: never."""
+    kl_coef: float = 1.0
+    """Weight of the KL penalty of objective "kl" (beta of eq. 8), at the start where `kl_target` adapts it."""
+    kl_target: float | None = None
+    """Adapt `kl_coef` to this exact KL after each update: doubled above 1.5 times, halved below 1/1.5 of it. Objective
+    "kl" only."""
+
+    norm_obs: bool = False
+    """Normalise float observations by their running mean and deviation."""
+    clip_obs: float | None = 10.0
+    """Normalised observations are clipped to plus or minus this (only with `norm_obs`). None: no limit."""
+    warmup_rows: int = 2048
+    """Rows of random actions that the observation statistics start from (only with `norm_obs`); they do not count as
+    steps."""
+    norm_reward: bool = False
+    """Divide rewards by the running deviation of the discounted return."""
+    clip_reward: float | None = 10.0
+    """Scaled rewards are clipped to plus or minus this (only with `norm_reward`). None: no limit."""
+
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers, of the actor and of the critic alike; empty: linear."""
+    activation: Literal["tanh", "relu", "elu", "silu"] = "tanh"
+    """Activation of the hidden layers."""
+    log_std_init: float = 0.0
+    """Initial logarithm of the action's standard deviation (continuous actions)."""
+    action_bounds: Literal["clip", "rescale"] = "clip"
+    """How continuous actions meet finite bounds: a clipped copy is sent, or [-1, 1] is clipped and stretched to the
+    bounds."""
+
+    engine: Literal["auto", "torch"] = "auto"
+    """Who runs the policy and the update; "auto" takes the fastest that can run the policy."""
+    device: str = "auto"
+    """"cpu", "cuda", "cuda:<index>", or "auto", which chooses by the policy and the machine."""
+    torch_threads: int = 1
+    """Threads that torch may use; part of what makes a run reproducible."""
+
+    run_dir: str | None = "runs"
+    """Folder that the run's own folder is made in. None: nothing is written."""
+    save_interval: int = 10
+    """Iterations between checkpoints; the last iteration is always saved. 0: only the last."""
+
+    def __post_init__(self) -> None:
+        for name, rule in _RULES.items():
+            object.__setattr__(self, name, _checked(name, getattr(self, name), rule))
+        _check_together(self)
+
+    @classmethod
+    def for_env(cls, env_id: str, **overrides: Any) -> Config:
+        """The preset for `env_id` (see `preset_for`) with `overrides` in place of its values.
+
+        Raises:
+            ValueError: an override names no field, or a value breaks its rule.
+            TypeError: a value is of the wrong kind.
+        """
+        _check_names(overrides)
+        return cls(**{**preset_for(env_id), "env_id": env_id, **overrides})
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Config:
+        """The inverse of `to_dict`. Fields left out take their defaults; an unknown key raises a `ValueError`."""
+        _check_names(values)
+        if "env_id" not in values:
+            raise ValueError("env_id is missing; it must name the environment")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field as a JSON value (tuples become lists)."""
+        values = dataclasses.asdict(self)
+        values["hidden_sizes"] = list(self.hidden_sizes)
+        return values
+
+    def replace(self, **changes: Any) -> Config:
+        """A copy with `changes`, checked again."""
+        _check_names(changes)
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of one rollout, `num_envs * num_steps` (reset rows included)."""
+        return self.num_envs * self.num_steps
+
+    @property
+    def minibatch_size(self) -> int:
+        """Rows of the largest minibatch of a rollout in which every row is valid."""
+        return -(-self.batch_size // self.num_minibatches)
+
+
+# --- presets --------------------------------------------------------------------------------------------------------
+
+# CleanRL, docs/benchmark, ppo.py: CartPole-v1 490.0, Acrobot-v1 -86.4 after 500k steps.
+_CLASSIC_CONTROL: dict[str, Any] = {
+    "total_timesteps": 500_000,
+    "num_envs": 4,
+    "num_steps": 128,
+    "num_minibatches": 4,
+    "update_epochs": 4,
+    "learning_rate": 2.5e-4,
+    "ent_coef": 0.01,
+}
+
+# RL Baselines3 Zoo, hyperparams/ppo.yml, in minibatches of 64. Its value loss has no 1/2, so its vf_coef 0.5 is 1.0
+# here; it keeps the learning rate constant and does not clip the value loss.
+_ZOO: dict[str, Any] = {"num_steps": 1024, "anneal_lr": False, "clip_vloss": False, "vf_coef": 1.0}
+_LUNAR_LANDER: dict[str, Any] = {
+    **_ZOO,
+    "total_timesteps": 1_000_000,
+    "num_envs": 16,
+    "num_minibatches": 256,
+    "update_epochs": 4,
+    "gamma": 0.999,
+    "gae_lambda": 0.98,
+    "ent_coef": 0.01,
+}
+# The Zoo trains 100k steps with state-dependent noise; plain Gaussian noise takes longer.
+_PENDULUM: dict[str, Any] = {
+    **_ZOO,
+    "total_timesteps": 300_000,
+    "num_envs": 4,
+    "num_minibatches": 64,
+    "update_epochs": 10,
+    "learning_rate": 1e-3,
+    "gamma": 0.9,
+}
+
+# CleanRL, ppo_continuous_action.py, with its 1 x 2048 rows taken as 8 x 256.
+_MUJOCO: dict[str, Any] = {
+    "total_timesteps": 1_000_000,
+    "num_envs": 8,
+    "num_steps": 256,
+    "num_minibatches": 32,
+    "update_epochs": 10,
+    "learning_rate": 3e-4,
+    "norm_obs": True,
+    "norm_reward": True,
+}
+
+_PRESETS: dict[str, dict[str, Any]] = {
+    "CartPole": _CLASSIC_CONTROL,
+    "Acrobot": _CLASSIC_CONTROL,
+    "LunarLander": _LUNAR_LANDER,
+    "LunarLanderContinuous": _LUNAR_LANDER,
+    "Pendulum": _PENDULUM,
+    **dict.fromkeys(
+        [
+            "Ant", "HalfCheetah", "Hopper", "Humanoid", "HumanoidStandup", "InvertedDoublePendulum", "InvertedPendulum",
+            "Pusher", "Reacher", "Swimmer", "Walker2d",
+        ],
+        _MUJOCO,
+    ),
+}  # fmt: skip
+
+
+def preset_for(env_id: str) -> dict[str, Any]:
+    """The preset's values for `env_id`, any version of it ("Hopper-v4", "Hopper-v5"); empty where there is none,
+    which leaves `Config`'s defaults."""
+    name = re.fullmatch(r"(\w+)-v\d+", env_id) if isinstance(env_id, str) else None
+    return dict(_PRESETS.get(name[1], {})) if name else {}
+
+
+# --- rules ----------------------------------------------------------------------------------------------------------
+
+
+class _Rule(NamedTuple):
+    """How a field's value is read (`coerce` raises TypeError or ValueError where it cannot) and what it must
+    satisfy."""
+
+    coerce: Callable[[Any], Any]
+    text: str
+    holds: Callable[[Any], bool] = lambda value: True
+    optional: bool = False
+
+
+def _int(value: Any) -> int:
+    if isinstance(value, bool):
+        raise TypeError
+    if isinstance(value, float) and value.is_integer():
+        return int(value)  # 1e6 steps are what people write
+    return operator.index(value)
+
+
+def _float(value: Any) -> float:
+    if isinstance(value, (bool, str, bytes)):
+        raise TypeError
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError
+    return number
+
+
+def _bool(value: Any) -> bool:
+    if not isinstance(value, bool) and type(value).__name__ not in ("bool", "bool_"):  # numpy's, without importing it
+        raise TypeError
+    return bool(value)
+
+
+def _str(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _sizes(value: Any) -> tuple[int, ...]:
+    if isinstance(value, (str, bytes)):
+        raise TypeError
+    return tuple(_int(size) for size in value)
+
+
+def _options(value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise TypeError
+    return json.loads(json.dumps(dict(value), allow_nan=False))  # what is saved is what ran
+
+
+def _choice(*options: str) -> _Rule:
+    return _Rule(_str, "one of " + ", ".join(map(repr, options)), lambda value: value in options)
+
+
+def _at_least(low: int) -> _Rule:
+    return _Rule(_int, f"an integer of at least {low}", lambda value: value >= low)
+
+
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+_FLAG = _Rule(_bool, "True or False")
+_FRACTION = _Rule(_float, "a number from 0 to 1", lambda value: 0 <= value <= 1)
+_NOT_NEGATIVE = _Rule(_float, "a finite number of at least 0", lambda value: value >= 0)
+_POSITIVE = _Rule(_float, "a finite number above 0", lambda value: value > 0)
+_POSITIVE_OR_NONE = _POSITIVE._replace(text="a finite number above 0, or None", optional=True)
+
+_RULES: dict[str, _Rule] = {
+    "env_id": _Rule(_str, "a non-empty string", lambda value: value.strip() != ""),
+    "total_timesteps": _at_least(1),
+    "seed": _Rule(_int, "an integer from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63),
+    "num_envs": _at_least(1),
+    "num_steps": _at_least(1),
+    "num_groups": _at_least(1),
+    "env_threads": _at_least(0),
+    "env_options": _Rule(_options, "a dict with string keys and JSON values"),
+    "learning_rate": _POSITIVE,
+    "anneal_lr": _FLAG,
+    "adaptive_lr_kl": _POSITIVE_OR_NONE,
+    "adam_eps": _POSITIVE,
+    "max_grad_norm": _POSITIVE_OR_NONE,
+    "gamma": _FRACTION,
+    "gae_lambda": _FRACTION,
+    "num_minibatches": _at_least(1),
+    "update_epochs": _at_least(1),
+    "norm_adv": _choice("minibatch", "batch", "none"),
+    "objective": _choice("clip", "unclipped", "kl"),
+    "clip_coef": _Rule(_float, "a number above 0 and at most 1", lambda value: 0 < value <= 1),
+    "clip_coef_high": _POSITIVE_OR_NONE,
+    "dual_clip": _Rule(_float, "a finite number above 1, or None", lambda value: value > 1, optional=True),
+    "clip_vloss": _FLAG,
+    "ent_coef": _NOT_NEGATIVE,
+    "vf_coef": _NOT_NEGATIVE,
+    "target_kl": _POSITIVE_OR_NONE,
+    "kl_coef": _NOT_NEGATIVE,
+    "kl_target": _POSITIVE_OR_NONE,
+    "norm_obs": _FLAG,
+    "clip_obs": _POSITIVE_OR_NONE,
+    "warmup_rows": _at_least(0),
+    "norm_reward": _FLAG,
+    "clip_reward": _POSITIVE_OR_NONE,
+    "hidden_sizes": _Rule(_sizes, "a sequence of integers of at least 1", lambda value: all(n >= 1 for n in value)),
+    "activation": _choice("tanh", "relu", "elu", "silu"),
+    "log_std_init": _Rule(_float, "a finite number"),
+    "action_bounds": _choice("clip", "rescale"),
+    "engine": _choice("auto", "torch"),
+    "device": _Rule(_str, "'auto', 'cpu', 'cuda' or 'cuda:<index>'", lambda value: bool(_DEVICE.fullmatch(value))),
+    "torch_threads": _at_least(1),
+    "run_dir": _Rule(_str, "a non-empty string, or None", lambda value: value != "", optional=True),
+    "save_interval": _at_least(0),
+}  # fmt: skip
+
+
+def _checked(name: str, value: Any, rule: _Rule) -> Any:
+    if value is None and rule.optional:
+        return None
+    try:
+        result = rule.coerce(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); it must be {rule.text}") from None
+    except (ValueError, OverflowError):
+        raise ValueError(f"{name} is {value!r}; it must be {rule.text}") from None
+    if not rule.holds(result):
+        raise ValueError(f"{name} is {value!r}; it must be {rule.text}")
+    return result
+
+
+def _check_together(config: Config) -> None:
+    """The rules that tie fields to each other."""
+    if config.num_minibatches > config.batch_size:
+        rule = f"at most num_envs * num_steps = {config.batch_size}"
+        raise ValueError(f"num_minibatches is {config.num_minibatches}; it must be {rule}")
+    if config.num_envs % config.num_groups:
+        raise ValueError(f"num_groups is {config.num_groups}; it must divide num_envs = {config.num_envs}")
+    if config.adaptive_lr_kl is not None and config.anneal_lr:
+        raise ValueError(f"adaptive_lr_kl is {config.adaptive_lr_kl}; it must be None unless anneal_lr is False")
+    if config.kl_target is not None and config.objective != "kl":
+        raise ValueError(f"kl_target is {config.kl_target}; it must be None unless objective is 'kl'")
+
+
+def _check_names(values: Mapping[str, Any]) -> None:
+    names = [entry.name for entry in dataclasses.fields(Config)]
+    for key in values:
+        if key not in names:
+            close = difflib.get_close_matches(str(key), names, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ValueError(f"{key!r} is no field of Config{hint} Fields: {', '.join(names)}")

@@ -1,0 +1,108 @@
+"""Engines: who runs the policy and the update on a device. The only seam between the trainer and a device."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pyppo.actions import Distribution
+
+if TYPE_CHECKING:
+    from pyppo.config import Config
+    from pyppo.rollout import Rollout
+
+_log = logging.getLogger("pyppo")
+
+
+class Schedule(NamedTuple):
+    """The coefficients of one update, as the trainer's schedules have them at its start."""
+
+    learning_rate: float
+    clip_coef: float
+    ent_coef: float
+    kl_coef: float
+
+
+class Engine(Protocol):
+    """Acts, values and updates. Every engine must produce what `TorchEngine` does, to rounding."""
+
+    device: torch.device
+    """Where the rollout must lie."""
+    dist_shapes: dict[str, tuple[int, ...]] | None
+    """What the rollout must keep of the distribution that acted (name to shape of one row); None: nothing."""
+
+    def act(self, rollout: Rollout, t: int, rows: slice) -> np.ndarray:
+        """Fill row `t` of `rows` with action, log-prob and value; return the environment's actions [n, *shape]."""
+        ...
+
+    def value(self, obs: Mapping[str, np.ndarray | Tensor]) -> Tensor:
+        """Values [n] of observations that are not in the rollout (same-step autoreset's final ones)."""
+        ...
+
+    def bootstrap(self, rollout: Rollout) -> None:
+        """Write the value of the observation after the last step to `rollout.values[T]`."""
+        ...
+
+    def update(self, rollout: Rollout, schedule: Schedule, iteration: int) -> dict[str, float]:
+        """All epochs over one rollout whose advantages and returns are set; the metrics, means over its rows.
+
+        Keys: loss, policy_loss, value_loss, entropy, approx_kl, clip_fraction, grad_norm, updates (steps applied), and
+        kl: the exact KL(old || new) over all valid rows at the end, where `dist_shapes` is not None, else NaN.
+        """
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The optimiser: `step` [1] and the moments as `exp_avg.<parameter>`, `exp_avg_sq.<parameter>`."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of `state_dict`, of any engine.
+
+        Raises:
+            ValueError: a parameter's moments are missing or of another shape.
+        """
+        ...
+
+
+def make_engine(config: Config, policy: nn.Module, distribution: Distribution) -> Engine:
+    """The engine that `config.engine` names, on `config.device`; "auto" takes the fastest that can run the policy.
+
+    Raises:
+        ValueError: the device cannot be had, or the settings ask for what the policy cannot give.
+    """
+    from pyppo.engines.torch_engine import TorchEngine
+
+    device = resolve_device(config.device, policy)
+    if config.engine == "auto":
+        _log.info("engine: torch on %s (the only one that runs any policy)", device)
+    return TorchEngine(policy, config, device, distribution)
+
+
+def resolve_device(name: str, policy: nn.Module) -> torch.device:
+    """The device that `name` means. "auto": where the policy's parameters are (a fresh MLP is faster on the CPU)."""
+    if name == "auto":
+        return next((p.device for p in policy.parameters()), torch.device("cpu"))
+    device = torch.device(name)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"device is {name!r}; torch finds no usable GPU here, so it must be 'cpu' or 'auto'")
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise ValueError(f"device is {name!r}; the index must be below {torch.cuda.device_count()}")
+        device = torch.device("cuda", device.index or 0)
+    return device
+
+
+def valid_indices(valid: Tensor) -> Tensor:
+    """Flat indices int64 [n] of the true elements of `valid` [T, N], in [T, N] order."""
+    return valid.reshape(-1).nonzero().squeeze(1)
+
+
+def as_tensors(obs: Mapping[str, np.ndarray | Tensor], device: torch.device) -> dict[str, Any]:
+    """Observations on `device` in the storage dtypes: floats as float32, the rest as they are."""
+    tensors = {key: torch.as_tensor(x, device=device) for key, x in obs.items()}
+    return {key: x.float() if x.dtype.is_floating_point else x for key, x in tensors.items()}

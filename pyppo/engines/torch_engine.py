@@ -1,0 +1,326 @@
+"""The general engine: any `nn.Module` policy, CPU or CUDA, eager torch around the fused kernels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pyppo import ops
+from pyppo.actions import Distribution, stream_seed
+from pyppo.config import Config
+from pyppo.engines import Schedule, as_tensors, valid_indices
+from pyppo.policy import FlatParameters, Minibatch
+from pyppo.rollout import Rollout
+
+_STATS = ("loss", "policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "kl")
+_KL_CHUNK = 16384  # rows of one forward pass where the exact KL of the whole batch is wanted
+
+
+class _Batch(NamedTuple):
+    """Rows of a rollout: the whole of it flattened to [T * N], or one minibatch."""
+
+    data: Minibatch
+    old: dict[str, Tensor]
+    """The parameters of the distribution that acted, by name; empty unless the objective wants them."""
+
+    def select(self, index: Tensor) -> _Batch:
+        """The rows of `index`, in its order: one gather for each tensor."""
+        return self._map(lambda x: x.index_select(0, index))
+
+    def slice(self, start: int, stop: int) -> _Batch:
+        """Rows start to stop, as views."""
+        return self._map(lambda x: x[start:stop])
+
+    def _map(self, rows: Any) -> _Batch:
+        obs = self.data.obs
+        chosen = {key: rows(x) for key, x in obs.items()} if isinstance(obs, Mapping) else rows(obs)
+        return _Batch(Minibatch(chosen, *map(rows, self.data[1:])), {key: rows(x) for key, x in self.old.items()})
+
+
+class TorchEngine:
+    """Runs the policy with torch's autograd; loss, sampling and optimiser are `pyppo.ops`. The definition of right.
+
+    Args:
+        policy: a module with `pyppo.policy.Policy`'s methods; it is moved to `device`.
+        config: the run's settings.
+        device: where policy and rollouts live.
+        distribution: the action space's family.
+
+    Raises:
+        ValueError: a KL objective or schedule is asked of a policy that has no `heads`.
+    """
+
+    def __init__(self, policy: nn.Module, config: Config, device: torch.device, distribution: Distribution) -> None:
+        self.policy: Any = policy.to(device)
+        self.config, self.device, self.distribution = config, device, distribution
+        self.fused = hasattr(policy, "heads")
+        self.dist_shapes = _dist_shapes(config, distribution, self.fused)
+        self.flat = FlatParameters(policy)
+        self.exp_avg, self.exp_avg_sq = torch.zeros_like(self.flat.data), torch.zeros_like(self.flat.data)
+        self.step = torch.zeros(1, dtype=torch.int64, device=device)
+        self._noise_seed = stream_seed(config.seed, "act")
+        self._order_seed = stream_seed(config.seed, "minibatches")
+
+    # --- acting ------------------------------------------------------------------------------------------------------
+
+    def act(self, rollout: Rollout, t: int, rows: slice) -> np.ndarray:
+        """Fill row `t` of `rows` with action, log-prob and value; return the environment's actions [n, *shape]."""
+        obs = {key: x[t, rows] for key, x in rollout.obs.items()}
+        if not self.fused:
+            return self._act_by_policy(rollout, t, rows, obs)
+        with torch.inference_mode():
+            params, value = self.policy.heads(self._prepare(obs))
+            sample = ops.sample(
+                **self.distribution.kernel_arguments(params),
+                seed=self._noise_seed,
+                step=rollout.steps[rows],
+                row_offset=rows.start,
+            )
+            rollout.actions[t, rows] = sample.actions.view_as(rollout.actions[t, rows])
+            rollout.logp[t, rows] = sample.logp
+            rollout.values[t, rows] = value
+            for key, kept in (rollout.dist_params or {}).items():
+                kept[t, rows] = params[key]
+            return self.distribution.to_env(sample.actions.cpu().numpy())
+
+    @torch.no_grad()
+    def _act_by_policy(self, rollout: Rollout, t: int, rows: slice, obs: dict[str, Tensor]) -> np.ndarray:
+        actions = self._policy_actions(obs)
+        rollout.actions[t, rows] = torch.as_tensor(actions).to(rollout.actions)
+        logp, _, value = self.policy.evaluate(self._prepare(obs), rollout.actions[t, rows])
+        rollout.logp[t, rows], rollout.values[t, rows] = logp, value
+        return self.distribution.clip(actions)
+
+    def _policy_actions(self, obs: dict[str, Tensor]) -> np.ndarray:
+        """`policy.act` on observations as the environment gives them: an array, or a dict of arrays."""
+        arrays = {key: x.cpu().numpy() for key, x in obs.items()}
+        return np.asarray(self.policy.act(arrays["obs"] if list(arrays) == ["obs"] else arrays))
+
+    @torch.no_grad()
+    def value(self, obs: Mapping[str, np.ndarray | Tensor]) -> Tensor:
+        """Values [n] of observations that are not in the rollout."""
+        tensors = as_tensors(obs, self.device)
+        prepared = self._prepare(tensors)
+        if hasattr(self.policy, "value"):
+            return self.policy.value(prepared)
+        if self.fused:
+            return self.policy.heads(prepared)[1]
+        actions = torch.as_tensor(self._policy_actions(tensors), device=self.device)
+        return self.policy.evaluate(prepared, actions)[2]
+
+    def bootstrap(self, rollout: Rollout) -> None:
+        """Write the value of the observation after the last step to `rollout.values[T]`."""
+        last = rollout.values.shape[0] - 1
+        rollout.values[last] = self.value({key: x[last] for key, x in rollout.obs.items()})
+
+    def _prepare(self, obs: dict[str, Tensor]) -> Any:
+        return self.policy.prepare(obs) if hasattr(self.policy, "prepare") else obs
+
+    # --- updating ----------------------------------------------------------------------------------------------------
+
+    def update(self, rollout: Rollout, schedule: Schedule, iteration: int) -> dict[str, float]:
+        """All epochs over one rollout whose advantages and returns are set; the metrics, means over its rows."""
+        self._check_parameters()
+        batch = self._flatten(rollout)
+        rows = valid_indices(rollout.valid)
+        limit = None if self.config.target_kl is None else 1.5 * self.config.target_kl
+        stopped = None if limit is None else torch.zeros(1, dtype=torch.bool, device=self.device)
+        log = _MetricsLog()
+        for minibatch in self._minibatches(batch, rows, iteration, stopped):
+            stats = self._backward(minibatch, schedule)
+            if stopped is not None and limit is not None:
+                stopped |= stats[_STATS.index("approx_kl")] > limit
+            log.add(stats, self._step(schedule, stopped), stopped)
+        metrics = log.read()
+        if self.device.type == "cuda":
+            ops.check_errors(self.device)  # what the kernels found there, now that the metrics have been waited for
+        wanted = self.dist_shapes is not None and len(rows) > 0
+        metrics["kl"] = self._exact_kl(batch, rows, schedule) if wanted else math.nan
+        return metrics
+
+    def _minibatches(self, batch: _Batch, rows: Tensor, iteration: int, stopped: Tensor | None) -> Iterator[_Batch]:
+        """Each epoch's permutation of the valid rows in near-equal parts; ends where `stopped` is seen to be set.
+
+        On a GPU that is seen once an epoch only: until then the steps are skipped on the device, without waiting.
+        """
+        count = len(rows)
+        bounds = [count * part // self.config.num_minibatches for part in range(self.config.num_minibatches + 1)]
+        for epoch in range(self.config.update_epochs if count else 0):
+            order = ops.permutation(count, seed=self._order_seed, iteration=iteration, epoch=epoch, device=self.device)
+            shuffled = batch.select(rows.index_select(0, order))
+            for start, stop in pairwise(bounds):
+                if stop > start:
+                    yield shuffled.slice(start, stop)
+                if stopped is not None and self.device.type == "cpu" and stopped:
+                    return
+            if stopped is not None and stopped:
+                return
+
+    def _flatten(self, rollout: Rollout) -> _Batch:
+        """The whole rollout as [T * N] rows, observations prepared: statistics stand still during an update."""
+        length, dtype = rollout.actions.shape[0], self.flat.data.dtype
+        with torch.no_grad():
+            obs = self._prepare({key: x[:length].flatten(0, 1) for key, x in rollout.obs.items()})
+        columns = (rollout.logp, rollout.advantages, rollout.returns, rollout.values[:length])
+        old = {key: x.flatten(0, 1).to(dtype) for key, x in (rollout.dist_params or {}).items()}
+        actions = rollout.actions.flatten(0, 1)
+        actions = actions.to(dtype) if actions.dtype.is_floating_point else actions
+        return _Batch(Minibatch(obs, actions, *(x.reshape(-1).to(dtype) for x in columns)), old)
+
+    def _backward(self, minibatch: _Batch, schedule: Schedule) -> Tensor:
+        """Gradients of the minibatch's loss into the flat buffer; its statistics, still on the device."""
+        self.flat.grad.zero_()
+        auxiliary_loss = getattr(self.policy, "auxiliary_loss", None)
+        if self.fused:
+            params, value = self.policy.heads(minibatch.data.obs)
+            stats, tensors, grads = self._fused_loss(minibatch, schedule, params, value)
+        else:
+            loss, stats = self._surrogate_loss(minibatch, schedule)
+            tensors, grads = [loss], [None]
+        if auxiliary_loss is not None and (auxiliary := auxiliary_loss(minibatch.data)).requires_grad:
+            tensors, grads = [*tensors, auxiliary], [*grads, None]
+        torch.autograd.backward(tensors, grads)
+        return stats
+
+    def _fused_loss(
+        self, minibatch: _Batch, schedule: Schedule, params: dict[str, Tensor], value: Tensor
+    ) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
+        data, family = minibatch.data, self.distribution
+        actions = data.actions if family.kind == "categorical" else data.actions.flatten(1)
+        old: dict[str, Any] = {f"old_{key}": x for key, x in minibatch.old.items()}
+        if "old_log_std" in old and params["log_std"].dim() == 1:
+            old["old_log_std"] = old["old_log_std"][0]  # one for all rows while the policy was fixed
+        _, metrics, grads = ops.ppo_loss_grad(
+            **family.kernel_arguments(params),
+            **old,
+            **self._loss_arguments(data, schedule),
+            actions=actions,
+            values=value.detach(),
+        )
+        pairs = [(x, getattr(grads, key)) for key, x in params.items() if x.requires_grad]
+        if value.requires_grad:
+            pairs.append((value, grads.values))
+        return metrics.stats, [x for x, _ in pairs], [grad for _, grad in pairs]
+
+    def _surrogate_loss(self, minibatch: _Batch, schedule: Schedule) -> tuple[Tensor, Tensor]:
+        data = minibatch.data
+        logp, entropy, value = self.policy.evaluate(data.obs, data.actions)
+        loss, metrics = ops.surrogate_loss(
+            logp=logp, entropy=entropy, values=value, **self._loss_arguments(data, schedule)
+        )
+        return loss, metrics.stats
+
+    def _loss_arguments(self, data: Minibatch, schedule: Schedule) -> dict[str, Any]:
+        config = self.config
+        return {
+            "old_logp": data.logp,
+            "advantages": data.advantages,
+            "old_values": data.values if config.clip_vloss else None,
+            "returns": data.returns,
+            "objective": config.objective,
+            "clip_coef": schedule.clip_coef,
+            "clip_coef_high": config.clip_coef_high,
+            "dual_clip": config.dual_clip,
+            "value_clip_coef": schedule.clip_coef if config.clip_vloss else None,
+            "kl_coef": schedule.kl_coef if config.objective == "kl" else 0.0,
+            "ent_coef": schedule.ent_coef,
+            "vf_coef": config.vf_coef,
+            "norm_adv": config.norm_adv == "minibatch",
+        }
+
+    def _step(self, schedule: Schedule, skip: Tensor | None) -> Tensor:
+        """Clip and apply the gradient in one call; the norm that it had."""
+        norm = ops.adam(
+            self.flat.data,
+            self.flat.grad,
+            self.exp_avg,
+            self.exp_avg_sq,
+            self.step,
+            learning_rate=schedule.learning_rate,
+            eps=self.config.adam_eps,
+            max_grad_norm=self.config.max_grad_norm,
+            skip=skip,
+        )
+        self.flat.written()
+        return norm
+
+    @torch.no_grad()
+    def _exact_kl(self, batch: _Batch, rows: Tensor, schedule: Schedule) -> float:
+        """Mean KL(old || new) over the valid rows with the parameters as they are now."""
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for index in rows.split(_KL_CHUNK):
+            chunk = batch.select(index)
+            stats, _, _ = self._fused_loss(chunk, schedule, *self.policy.heads(chunk.data.obs))
+            total += stats[_STATS.index("kl")] * len(index)
+        return float(total) / len(rows)
+
+    # --- state -------------------------------------------------------------------------------------------------------
+
+    def _check_parameters(self) -> None:
+        self.exp_avg, self.exp_avg_sq = self.flat.check(self.exp_avg, self.exp_avg_sq)
+        if self.flat.data.device != self.device:
+            raise ValueError(f"the policy was moved to {self.flat.data.device}; this run's device is {self.device}")
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The optimiser: `step` [1] and the moments as `exp_avg.<parameter>`, `exp_avg_sq.<parameter>`."""
+        self._check_parameters()
+        moments = {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
+        named = {f"{kind}.{name}": x for kind, flat in moments.items() for name, x in self.flat.split(flat).items()}
+        return {"step": self.step.clone(), **named}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of `state_dict`, of any engine."""
+        self._check_parameters()
+        wanted = {"step", *(f"{kind}.{name}" for kind in ("exp_avg", "exp_avg_sq") for name in self.flat.names)}
+        if missing := sorted(wanted - set(state)):
+            raise ValueError(f"the optimiser state lacks {', '.join(missing)}; it must name every trainable parameter")
+        self.step.copy_(state["step"])
+        for kind, flat in (("exp_avg", self.exp_avg), ("exp_avg_sq", self.exp_avg_sq)):
+            self.flat.join({name: state[f"{kind}.{name}"] for name in self.flat.names}, flat)
+
+
+class _MetricsLog:
+    """Each minibatch's statistics, on the device until they are read, once."""
+
+    def __init__(self) -> None:
+        self._stats: list[Tensor] = []
+        self._norms: list[Tensor] = []
+        self._skipped: list[Tensor] = []
+
+    def add(self, stats: Tensor, grad_norm: Tensor, skipped: Tensor | None) -> None:
+        """Note one minibatch; `skipped` says on the device whether its step was left out."""
+        self._stats.append(stats.detach())
+        self._norms.append(grad_norm)
+        if skipped is not None:
+            self._skipped.append(skipped.clone())
+
+    def read(self) -> dict[str, float]:
+        """Means over the rows of the minibatches that were applied; NaN where there was none."""
+        names = (*_STATS, "grad_norm")
+        if not self._stats:
+            return {**dict.fromkeys(names, float("nan")), "updates": 0.0}
+        stats, norms = torch.stack(self._stats).double(), torch.stack(self._norms).double()
+        applied = ~torch.cat(self._skipped) if self._skipped else torch.ones_like(norms, dtype=torch.bool)
+        rows = torch.where(applied, stats[:, len(_STATS)], 0.0)  # the last statistic is the number of rows
+        table = torch.cat([stats[:, : len(_STATS)], norms[:, None]], dim=1)
+        weighted = torch.where(applied[:, None], rows[:, None] * table, 0.0)
+        *values, updates = torch.cat([weighted.sum(0) / rows.sum(), applied.sum()[None]]).tolist()
+        return {**dict(zip(names, values, strict=True)), "updates": updates}
+
+
+def _dist_shapes(config: Config, distribution: Distribution, fused: bool) -> dict[str, tuple[int, ...]] | None:
+    """The parameters of the acting distribution that a KL objective or schedule needs again."""
+    wants = [name for name in ("kl_target", "adaptive_lr_kl") if getattr(config, name) is not None]
+    wants += ["objective='kl'"] if config.objective == "kl" else []
+    if not wants:
+        return None
+    if not fused:
+        raise ValueError(f"{wants[0]} needs the exact KL, so the policy must have heads(); it has only evaluate()")
+    names = ("mean", "log_std") if distribution.kind == "normal" else ("logits",)
+    return dict.fromkeys(names, (distribution.num_params,))

@@ -1,0 +1,461 @@
+"""The environment contract, and the adapters that meet it.
+
+What the trainer asks of environments, once for all of them (`EnvGroup`): N environments step side by side; observations
+are a dict of arrays `[N, ...]`; a finished episode is reset by the environments themselves, in one of two ways:
+
+- next-step (EnvPool, Gymnasium's default): the row with `terminated` or `truncated` carries the episode's final
+  observation; the next row ignores its action, has reward 0 and carries the first observation of the new episode.
+- same-step: the row with `terminated` or `truncated` already carries the new episode's first observation; the final
+  one is in `infos["final_obs"]`.
+
+Only this module imports envpool.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+__all__ = ["EnvGroup", "EnvPoolVectorEnv", "StepBatch", "auto_threads", "env_seed", "list_envs", "make_envs"]
+
+Purpose = Literal["train", "evaluate", "warmup"]
+_PURPOSES: tuple[Purpose, ...] = ("train", "evaluate", "warmup")
+
+
+class StepBatch(NamedTuple):
+    """What N environments answered to one step. Arrays may be views that the next step overwrites."""
+
+    obs: dict[str, np.ndarray]
+    """Observations `[N, ...]`; the one entry of a plain array is named "obs"."""
+    rewards: np.ndarray
+    """`[N]` float."""
+    terminated: np.ndarray
+    """`[N]` bool: the episode ended in itself; nothing follows."""
+    truncated: np.ndarray
+    """`[N]` bool: the episode was cut off, by a time limit for example; its value goes on."""
+    final_obs: dict[str, np.ndarray] | None
+    """Same-step autoreset: `[D, ...]`, the final observations of the D rows that are done, in row order. Else None."""
+    infos: dict[str, Any]
+
+
+# --- seeds ----------------------------------------------------------------------------------------------------------
+
+
+def env_seed(seed: int, purpose: Purpose, rank: int, environment: int, rebuild: int) -> int:
+    """The seed of one environment, in [0, 2**31).
+
+    A hash, since EnvPool seeds environment i with `seed + i` and pools of seeds 1 and 2 would share all but one
+    environment. The purpose takes its own two bits: training and evaluation share none, by construction.
+
+    Args:
+        seed: the run's seed.
+        purpose: "train", "evaluate" or "warmup".
+        rank: the process among those that train together.
+        environment: the environment's index among all of this purpose and rank, whatever group it is in.
+        rebuild: how often the environments were made before (a resumed run must not replay its first episodes).
+    """
+    if purpose not in _PURPOSES:
+        raise ValueError(f"purpose is {purpose!r}; it must be one of {', '.join(map(repr, _PURPOSES))}")
+    key = f"{seed}/{rank}/{environment}/{rebuild}".encode()
+    hashed = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
+    return (hashed % 2**29) * 4 + _PURPOSES.index(purpose)
+
+
+# --- actions --------------------------------------------------------------------------------------------------------
+
+
+class _ActionCheck:
+    """Refuses actions that an environment would take silently: EnvPool checks neither shape, range nor NaN."""
+
+    def __init__(self, space: spaces.Space, num_envs: int) -> None:
+        self.low, self.high, self.kinds = _action_limits(space)
+        self.space = space
+        self.shape = (num_envs, *(space.shape or ()))
+        # One bound for all components needs no elementwise comparison; one from 0, a single reduction.
+        self.uniform = bool(np.all(self.low == self.low.flat[0]) and np.all(self.high == self.high.flat[0]))
+        self.lowest, self.highest = self.low.flat[0], self.high.flat[0]
+        self.from_zero = self.uniform and self.kinds != "f" and self.lowest == 0
+
+    def __call__(self, actions: np.ndarray) -> None:
+        if not isinstance(actions, np.ndarray):
+            raise TypeError(f"actions is a {type(actions).__name__}; it must be a NumPy array of shape {self.shape}")
+        if actions.shape != self.shape:
+            raise ValueError(f"actions has shape {actions.shape}; it must be {self.shape}")
+        kind = actions.dtype.kind
+        if kind not in self.kinds:
+            wanted = "floating point" if self.kinds == "f" else "an integer type"
+            raise TypeError(f"actions has dtype {actions.dtype}; it must be {wanted} for {self.space}")
+        if not self._inside(actions, kind):
+            self._refuse(actions)
+
+    def _inside(self, actions: np.ndarray, kind: str) -> bool:
+        if self.from_zero:
+            if kind == "i":  # a negative number is a huge unsigned one
+                actions = actions.view(f"u{actions.itemsize}")
+            return np.maximum.reduce(actions, axis=None) <= self.highest
+        if self.uniform:  # NaN fails both comparisons
+            lowest, highest = np.minimum.reduce(actions, axis=None), np.maximum.reduce(actions, axis=None)
+            return lowest >= self.lowest and highest <= self.highest
+        return bool(((actions >= self.low) & (actions <= self.high)).all())
+
+    def _refuse(self, actions: np.ndarray) -> None:
+        inside = (actions >= self.low) & (actions <= self.high)
+        row = int(np.flatnonzero(~inside.reshape(len(actions), -1).all(axis=1))[0])
+        raise ValueError(f"actions[{row}] is {actions[row]}; it must lie in {self.space} and be finite")
+
+
+def _action_limits(space: spaces.Space) -> tuple[np.ndarray, np.ndarray, str]:
+    """The lowest and highest value of each component, and the dtype kinds that are accepted."""
+    if isinstance(space, spaces.Discrete):
+        return np.asarray(space.start), np.asarray(space.start + space.n - 1), "iu"
+    if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
+        return np.asarray(space.start), space.start + space.nvec - 1, "iu"
+    if isinstance(space, spaces.MultiBinary) and len(space.shape) == 1:
+        return np.zeros(space.shape, np.int64), np.ones(space.shape, np.int64), "iub"
+    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating) and len(space.shape) >= 1:
+        largest = np.finfo(np.float64).max  # an infinite action is wrong even without bounds
+        # A policy in float32 rounds the bound 0.4 up when it clips to it; that is not out of range.
+        low = np.minimum(space.low, space.low.astype(np.float32), dtype=np.float64)
+        high = np.maximum(space.high, space.high.astype(np.float32), dtype=np.float64)
+        return np.maximum(low, -largest), np.minimum(high, largest), "f"
+    raise TypeError(
+        f"action space {space} is not supported; it must be Discrete, MultiDiscrete or MultiBinary of one dimension, "
+        "or a floating point Box of at least one"
+    )
+
+
+# --- EnvPool --------------------------------------------------------------------------------------------------------
+
+
+def _import_envpool() -> Any:
+    try:
+        import envpool
+        import envpool.registration
+    except ImportError as error:
+        raise ImportError(
+            "EnvPool is not installed; install it with `pip install 'pyppo[envpool]'`, or pass your own "
+            "gymnasium.vector.VectorEnv to pyppo.Trainer"
+        ) from error
+    return envpool
+
+
+class EnvPoolVectorEnv(VectorEnv):
+    """One synchronous EnvPool pool as a `gymnasium.vector.VectorEnv` in next-step autoreset, so that wrappers compose.
+
+    `send` and `recv` are the two halves of `step`. They go straight to EnvPool's compiled calls: its Python wrapper
+    costs about 8 us a step, as much as sixty-four CartPole steps.
+
+    EnvPool says truncated where an episode ends in itself exactly at its step limit.
+
+    Args:
+        pool: made by `envpool.make(..., env_type="gymnasium")`; synchronous, one player an environment.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
+
+    def __init__(self, pool: Any) -> None:
+        config = pool.config
+        if config["batch_size"] not in (0, config["num_envs"]):
+            raise ValueError(
+                f"pool has batch_size {config['batch_size']}; it must be num_envs = {config['num_envs']} (synchronous)"
+            )
+        if config["max_num_players"] != 1:
+            raise ValueError(f"pool has max_num_players {config['max_num_players']}; it must be 1")
+        self._pool = pool
+        self._pid = os.getpid()
+        self.num_envs = int(config["num_envs"])
+        self.single_observation_space = pool.spec.gymnasium_observation_space
+        self.single_action_space = pool.spec.gymnasium_action_space
+        self._check = _ActionCheck(self.single_action_space, self.num_envs)
+        self._ids = np.arange(self.num_envs, dtype=np.int32)
+        self._read_layout(pool)
+
+    def _read_layout(self, pool: Any) -> None:
+        """Where each array lies in what EnvPool's compiled calls take and give."""
+        if list(pool._action_keys[:2]) != ["env_id", "players.env_id"] or len(pool._action_keys) != 3:
+            raise TypeError(f"pool takes the action arrays {list(pool._action_keys)}; it must take one besides the ids")
+        self._action_dtype = pool._spec._action_spec[2][0]
+        keys = list(pool._state_keys)
+        self._done, self._truncated, self._reward = (keys.index(key) for key in ("done", "trunc", "reward"))
+        obs = [(key.removeprefix("obs").lstrip(":."), i) for i, key in enumerate(keys) if key.startswith("obs")]
+        is_dict = isinstance(self.single_observation_space, spaces.Dict)
+        self._obs = obs if is_dict else None
+        self._plain_obs = obs[0][1]
+        skipped = ("info:env_id", "info:players.env_id")
+        infos = [key for key in keys if key.startswith("info:") and key not in skipped]
+        self._infos = [(key.removeprefix("info:"), keys.index(key)) for key in infos]
+
+    # VectorEnv wants both as attributes; batching an Atari space takes 28 MB at 1,024 environments, mostly for nothing.
+    @cached_property
+    def observation_space(self) -> spaces.Space:  # type: ignore[override]
+        """Of all environments together."""
+        return batch_space(self.single_observation_space, self.num_envs)
+
+    @cached_property
+    def action_space(self) -> spaces.Space:  # type: ignore[override]
+        """Of all environments together."""
+        return batch_space(self.single_action_space, self.num_envs)
+
+    def reset(self, *, seed: None = None, options: None = None) -> tuple[Any, dict[str, Any]]:  # type: ignore[override]
+        """Start new episodes everywhere. Seeds are fixed when the pool is made: `seed` must be None."""
+        if seed is not None:
+            raise ValueError(f"seed is {seed}; it must be None: EnvPool is seeded when made (make_envs(seed=...))")
+        if options:
+            raise ValueError(f"options is {options}; it must be None: EnvPool takes its options when made")
+        self._guard()
+        self._pool._reset(self._ids)
+        state = self._pool._recv()
+        return self._observation(state), {name: state[i] for name, i in self._infos}
+
+    def send(self, actions: np.ndarray) -> None:
+        """Start a step. Actions: `[N]` or `[N, D]` in the action space; checked and copied."""
+        self._check(actions)
+        self._guard()
+        # A copy always: EnvPool's threads read the array after this returns.
+        self._pool._send([self._ids, self._ids, actions.astype(self._action_dtype, order="C")])
+
+    def recv(self) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Finish the step: observation, rewards `[N]` float32, terminated `[N]`, truncated `[N]`, infos."""
+        state = self._pool._recv()
+        truncated = state[self._truncated]
+        terminated = state[self._done] > truncated  # done and not truncated
+        infos = {name: state[i] for name, i in self._infos}
+        return self._observation(state), state[self._reward], terminated, truncated, infos
+
+    def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """`send` and `recv`."""
+        self.send(actions)
+        return self.recv()
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Let the pool go; its threads end with it."""
+        self._pool = None
+
+    def _observation(self, state: list[np.ndarray]) -> Any:
+        if self._obs is None:
+            return state[self._plain_obs]
+        return {name: state[i] for name, i in self._obs}
+
+    def _guard(self) -> None:
+        if self._pool is None:
+            raise RuntimeError("the environments are closed")
+        if os.getpid() != self._pid:
+            raise RuntimeError("EnvPool hangs after a fork; make the environments in the process that uses them")
+
+
+# Batches of these take less time than waking a second core does (about 40 us).
+_CHEAP_FAMILIES = ("envpool.classic_control", "envpool.toy_text", "envpool.minigrid")
+
+
+def auto_threads(env_id: str, num_envs: int) -> int:
+    """EnvPool threads where none are asked for: one for classic control, toy text and MiniGrid, whose steps take
+    a microsecond; otherwise one for each environment, at most one for each core that this process may use."""
+    family = _import_envpool().registration.registry.specs[env_id][0]
+    return 1 if family.startswith(_CHEAP_FAMILIES) else min(num_envs, len(os.sched_getaffinity(0)))
+
+
+_RESERVED_OPTIONS = ("batch_size", "env_seed", "env_type", "num_envs", "num_threads", "seed", "task_id")
+
+
+def list_envs() -> list[str]:
+    """The names of EnvPool's environments, sorted."""
+    return sorted(_import_envpool().list_all_envs())
+
+
+def make_envs(
+    env_id: str,
+    num_envs: int,
+    seed: int,
+    *,
+    purpose: Purpose = "train",
+    rank: int = 0,
+    rebuild: int = 0,
+    first_env: int = 0,
+    num_threads: int = 0,
+    options: Mapping[str, Any] | None = None,
+) -> EnvPoolVectorEnv:
+    """A pool of `num_envs` environments, each seeded by its own hash (see `env_seed`).
+
+    Args:
+        first_env: index of the pool's first environment among all groups; the same environment gets the same seed
+            however `num_envs` are split into pools.
+        num_threads: 0 chooses (see `auto_threads`). Trajectories are the same for any number.
+        options: further arguments of `envpool.make`.
+
+    Raises:
+        ImportError: EnvPool is not installed.
+        ValueError: no such environment, or an option that is set here.
+    """
+    envpool = _import_envpool()
+    known = envpool.list_all_envs()
+    if env_id not in known:
+        close = difflib.get_close_matches(str(env_id), known, n=3)
+        hint = f" (near: {', '.join(close)})" if close else ""
+        raise ValueError(f"env_id is {env_id!r}; it must be one of EnvPool's {len(known)} environments{hint}")
+    for name in options or {}:
+        if name in _RESERVED_OPTIONS:
+            raise ValueError(f"options has {name!r}; it must be left to make_envs and the configuration")
+    if num_envs < 1:
+        raise ValueError(f"num_envs is {num_envs}; it must be at least 1")
+    seeds = [env_seed(seed, purpose, rank, first_env + i, rebuild) for i in range(num_envs)]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*precision lowered.*")  # bounds given in float64
+        pool = envpool.make(
+            env_id,
+            env_type="gymnasium",
+            num_envs=num_envs,
+            seed=seeds,
+            num_threads=num_threads or auto_threads(env_id, num_envs),
+            **(options or {}),
+        )
+        return EnvPoolVectorEnv(pool)
+
+
+# --- one face for all -----------------------------------------------------------------------------------------------
+
+Autoreset = Literal["next_step", "same_step"]
+
+
+class EnvGroup:
+    """A uniform face over a `gymnasium.vector.VectorEnv`: a dict of observations, `send` and `recv`.
+
+    Attributes:
+        num_envs: N.
+        obs_space: a `Dict` space of Boxes, of one environment; a plain Box becomes its one entry "obs".
+        action_space: of one environment.
+        autoreset: "next_step" or "same_step".
+
+    Args:
+        env: the environments.
+        autoreset_mode: "next_step" or "same_step" for environments whose metadata does not say.
+        first_env: index of the first environment among all groups, for its seed.
+
+    Raises:
+        TypeError: not a vector environment, or a space that is not supported.
+        ValueError: the autoreset mode is unknown or disabled.
+    """
+
+    def __init__(self, env: VectorEnv, *, autoreset_mode: str | None = None, first_env: int = 0) -> None:
+        if not isinstance(env, VectorEnv):
+            raise TypeError(f"env is a {type(env).__name__}; it must be a gymnasium.vector.VectorEnv")
+        self.env = env
+        self.num_envs = env.num_envs
+        self.first_env = first_env
+        self.autoreset = _autoreset_of(env, autoreset_mode)
+        self._is_dict = isinstance(env.single_observation_space, spaces.Dict)
+        self.obs_space = _dict_space(env.single_observation_space)
+        self.action_space = env.single_action_space
+        check = _ActionCheck(self.action_space, self.num_envs)
+        # Only what a class itself defines: a wrapper that passed these two through would be left out of the step.
+        self._split = hasattr(type(env), "send") and hasattr(type(env), "recv")
+        self._check = _accept if isinstance(env, EnvPoolVectorEnv) else check
+        self._actions: np.ndarray | None = None
+
+    def reset(self, seed: int | None = None) -> dict[str, np.ndarray]:
+        """Start new episodes. `seed`, hashed, seeds the environments where they can be seeded after they are made;
+        EnvPool's cannot (`make_envs` did)."""
+        pooled = isinstance(self.env.unwrapped, EnvPoolVectorEnv)
+        self._actions = None
+        obs, _ = self.env.reset(seed=None if seed is None or pooled else self._seeds(seed))  # type: ignore[arg-type]
+        observations = self._as_dict(obs)
+        for name, space in self.obs_space.spaces.items():
+            was, wanted = getattr(observations.get(name), "shape", None), (self.num_envs, *(space.shape or ()))
+            if was != wanted:
+                raise ValueError(f"observation {name!r} has shape {was}; it must be {wanted}")
+        return observations
+
+    def _seeds(self, seed: int) -> int | list[int]:
+        seeds = [env_seed(seed, "train", 0, self.first_env + i, 0) for i in range(self.num_envs)]
+        return seeds if isinstance(self.env.unwrapped, (SyncVectorEnv, AsyncVectorEnv)) else seeds[0]
+
+    def send(self, actions: np.ndarray) -> None:
+        """Start a step; where the environment has no `send`, the step is taken in `recv`."""
+        self._check(actions)
+        if self._split:
+            self.env.send(actions)  # type: ignore[attr-defined]
+        else:
+            self._actions = actions
+
+    def recv(self) -> StepBatch:
+        """Finish the step."""
+        if self._split:
+            obs, rewards, terminated, truncated, infos = self.env.recv()  # type: ignore[attr-defined]
+        else:
+            if self._actions is None:
+                raise RuntimeError("recv was called before send")
+            actions, self._actions = self._actions, None
+            obs, rewards, terminated, truncated, infos = self.env.step(actions)
+        final_obs = None
+        if self.autoreset == "same_step":
+            final_obs = self._final_obs(infos, terminated | truncated)
+        return StepBatch(self._as_dict(obs), rewards, terminated, truncated, final_obs, infos)
+
+    def close(self) -> None:
+        """Close the environments."""
+        self.env.close()
+
+    def _as_dict(self, obs: Any) -> dict[str, np.ndarray]:
+        return obs if self._is_dict else {"obs": obs}
+
+    def _final_obs(self, infos: dict[str, Any], done: np.ndarray) -> dict[str, np.ndarray] | None:
+        """Gymnasium gives an object array with one observation a done row; array environments give a batch."""
+        rows = np.flatnonzero(done)
+        if not len(rows):
+            return None
+        if "final_obs" not in infos:
+            raise ValueError(
+                "infos has no 'final_obs' in a step with a done row; it must have one: the autoreset mode is same-step"
+            )
+        final = infos["final_obs"]
+        if isinstance(final, Mapping):
+            return {name: _take(final[name], rows) for name in self.obs_space.spaces}
+        if not self._is_dict:
+            return {"obs": _take(final, rows)}
+        return {name: np.stack([final[row][name] for row in rows]) for name in self.obs_space.spaces}
+
+
+def _take(batch: Sequence[Any], rows: np.ndarray) -> np.ndarray:
+    return np.stack([np.asarray(batch[row]) for row in rows])
+
+
+def _accept(actions: np.ndarray) -> None:
+    """The environment checks its own actions."""
+
+
+def _autoreset_of(env: VectorEnv, given: str | None) -> Autoreset:
+    mode = env.metadata.get("autoreset_mode") if given is None else given
+    name = str(getattr(mode, "value", mode)).lower().replace("_", "").replace("-", "")
+    if name == "nextstep":
+        return "next_step"
+    if name == "samestep":
+        return "same_step"
+    if name == "disabled":
+        raise ValueError(
+            f"{type(env).__name__} has autoreset disabled; it must reset finished episodes itself, "
+            "in the next step (AutoresetMode.NEXT_STEP) or the same one (AutoresetMode.SAME_STEP)"
+        )
+    if mode is None:
+        raise ValueError(
+            f"{type(env).__name__} does not say how it resets finished episodes (metadata['autoreset_mode']). Does the "
+            "row with done carry the old episode's final observation (pass autoreset_mode='next_step'), or the new "
+            "one's first, with the final one in infos['final_obs'] (pass autoreset_mode='same_step')?"
+        )
+    raise ValueError(f"autoreset_mode is {mode!r}; it must be 'next_step' or 'same_step'")
+
+
+def _dict_space(space: spaces.Space) -> spaces.Dict:
+    entries = space.spaces if isinstance(space, spaces.Dict) else {"obs": space}
+    for name, entry in entries.items():
+        if not isinstance(entry, spaces.Box):
+            raise TypeError(f"observation space {name!r} is {entry}; it must be a Box, or a Dict of Boxes")
+    return space if isinstance(space, spaces.Dict) else spaces.Dict(entries)

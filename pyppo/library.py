@@ -1,0 +1,235 @@
+"""The kernels registered as torch operators (``torch.ops.pyppo.*``), which is what ``torch.compile`` traces.
+
+Eager calls do not come here: a registered operator's dispatch costs more than a small kernel. An operator's schema
+knows no optional results, so what an argument was not given for is an empty tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyppo import _C
+
+# Two int64 a CUDA device: the rows of an impossible action and of an impossible distribution, or -1.
+error_flags: dict[torch.device, Tensor] = {}
+
+
+def device_errors(like: Any) -> Tensor | None:
+    """Where kernels on ``like``'s device note impossible rows; None on the CPU, where they raise."""
+    if not isinstance(like, Tensor) or not like.is_cuda:
+        return None
+    flags = error_flags.get(like.device)
+    if flags is None:
+        flags = error_flags[like.device] = torch.full((2,), -1, dtype=torch.int64, device=like.device)
+    return flags
+
+
+def _compute_dtype(network: Tensor) -> torch.dtype:
+    return torch.float64 if network.dtype == torch.float64 else torch.float32
+
+
+def _like(tensor: Tensor | None, device: torch.device) -> Tensor:
+    if tensor is None:
+        return torch.empty(0, device=device)
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+
+
+def _or_empty(results: Sequence[Tensor | None], device: torch.device) -> list[Tensor]:
+    return [torch.empty(0, device=device) if r is None else r for r in results]
+
+
+# --- gae --------------------------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("pyppo::gae", mutates_args=())
+def gae(
+    rewards: Tensor, values: Tensor, terminated: Tensor, truncated: Tensor, valid: Tensor | None,
+    final_values: Tensor | None, gamma: float, gae_lambda: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return _C.gae(rewards, values, terminated, truncated, valid, final_values, None, None, gamma, gae_lambda)
+
+
+@gae.register_fake
+def _(
+    rewards: Tensor, values: Tensor, terminated: Tensor, truncated: Tensor, valid: Tensor | None,
+    final_values: Tensor | None, gamma: float, gae_lambda: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return _like(rewards, rewards.device), _like(rewards, rewards.device)
+
+
+# --- losses: (loss, metrics, a gradient for each input that has one) ------------------------------------------------------
+
+
+@torch.library.custom_op("pyppo::ppo_loss", mutates_args=())
+def _ppo_loss(
+    logits: Tensor | None, mean: Tensor | None, log_std: Tensor | None, values: Tensor | None,
+    distribution: str | None, nvec: Sequence[int] | None, action_mask: Tensor | None, actions: Tensor,
+    old_logp: Tensor, advantages: Tensor, old_values: Tensor | None, returns: Tensor | None, weights: Tensor | None,
+    denominator: Tensor | None, denominator_number: float | None, old_logits: Tensor | None, old_mean: Tensor | None,
+    old_log_std: Tensor | None, objective: str, clip_coef: float, clip_coef_high: float | None,
+    dual_clip: float | None, value_clip_coef: float | None, kl_coef: float, ent_coef: float, vf_coef: float,
+    norm_adv: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    loss, stats, *grads = _C.ppo_loss_grad(
+        distribution, logits, mean, log_std, nvec, action_mask, actions, old_logp, advantages, values, old_values,
+        returns, weights, denominator if denominator is not None else denominator_number, old_logits, old_mean,
+        old_log_std, objective, clip_coef, clip_coef_high, dual_clip, value_clip_coef, kl_coef, ent_coef, vf_coef,
+        norm_adv, device_errors(actions), False,
+    )  # fmt: skip
+    # An operator's results may not share memory.
+    return stats[0].clone() if loss is None else loss, stats, *_or_empty(grads, actions.device)
+
+
+@_ppo_loss.register_fake
+def _(
+    logits: Tensor | None, mean: Tensor | None, log_std: Tensor | None, values: Tensor | None,
+    distribution: str | None, nvec: Sequence[int] | None, action_mask: Tensor | None, actions: Tensor, *rest: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    network = logits if logits is not None else mean
+    assert network is not None
+    dtype, device = _compute_dtype(network), network.device
+    loss, stats = torch.empty((), dtype=dtype, device=device), torch.empty(8, dtype=dtype, device=device)
+    return loss, stats, *(_like(t, device) for t in (logits, mean, log_std, values))
+
+
+@torch.library.custom_op("pyppo::surrogate_loss", mutates_args=())
+def _surrogate_loss(
+    logp: Tensor, entropy: Tensor | None, values: Tensor | None, kl: Tensor | None, old_logp: Tensor,
+    advantages: Tensor, old_values: Tensor | None, returns: Tensor | None, weights: Tensor | None,
+    denominator: Tensor | None, denominator_number: float | None, objective: str, clip_coef: float,
+    clip_coef_high: float | None, dual_clip: float | None, value_clip_coef: float | None, kl_coef: float,
+    ent_coef: float, vf_coef: float, norm_adv: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    loss, stats, *grads = _C.surrogate_loss_grad(
+        logp, old_logp, advantages, entropy, values, old_values, returns, kl, weights,
+        denominator if denominator is not None else denominator_number, objective, clip_coef, clip_coef_high,
+        dual_clip, value_clip_coef, kl_coef, ent_coef, vf_coef, norm_adv, False,
+    )  # fmt: skip
+    return stats[0].clone() if loss is None else loss, stats, *_or_empty(grads, logp.device)
+
+
+@_surrogate_loss.register_fake
+def _(
+    logp: Tensor, entropy: Tensor | None, values: Tensor | None, kl: Tensor | None, *rest: Any
+) -> tuple[Tensor, ...]:
+    dtype, device = _compute_dtype(logp), logp.device
+    loss, stats = torch.empty((), dtype=dtype, device=device), torch.empty(8, dtype=dtype, device=device)
+    return loss, stats, *(_like(t, device) for t in (logp, entropy, values, kl))
+
+
+def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*output[2:])
+    ctx.given = [x is not None for x in inputs[:4]]
+    ctx.inputs = len(inputs)
+    # Both losses' outputs: metrics and gradients are no functions to differentiate.
+    ctx.set_materialize_grads(False)
+
+
+def _scale_gradients(ctx: Any, d_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    grads = [g * d_loss if given and d_loss is not None else None for g, given in zip(ctx.saved_tensors, ctx.given)]  # noqa: B905
+    return (*grads, *[None] * (ctx.inputs - 4))
+
+
+_ppo_loss.register_autograd(_scale_gradients, setup_context=_keep_gradients)
+_surrogate_loss.register_autograd(_scale_gradients, setup_context=_keep_gradients)
+
+
+def _split(denominator: float | Tensor | None) -> tuple[Tensor | None, float | None]:
+    return (denominator, None) if isinstance(denominator, Tensor) else (None, denominator)
+
+
+def ppo_loss(
+    distribution: Any, logits: Any, mean: Any, log_std: Any, nvec: Any, action_mask: Any, actions: Any, old_logp: Any,
+    advantages: Any, values: Any, old_values: Any, returns: Any, weights: Any, denominator: Any, *rest: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """``_C.ppo_loss_grad``'s argument order; the operator has the differentiable ones first."""
+    return _ppo_loss(
+        logits, mean, log_std, values, distribution, None if nvec is None else list(nvec), action_mask, actions,
+        old_logp, advantages, old_values, returns, weights, *_split(denominator), *rest,
+    )  # fmt: skip
+
+
+def surrogate_loss(
+    logp: Any, old_logp: Any, advantages: Any, entropy: Any, values: Any, old_values: Any, returns: Any, kl: Any,
+    weights: Any, denominator: Any, *rest: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    return _surrogate_loss(
+        logp, entropy, values, kl, old_logp, advantages, old_values, returns, weights, *_split(denominator), *rest
+    )
+
+
+# --- sample -----------------------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("pyppo::sample", mutates_args=())
+def _sample(
+    logits: Tensor | None, mean: Tensor | None, log_std: Tensor | None, distribution: str | None,
+    nvec: Sequence[int] | None, action_mask: Tensor | None, seed: int, step: int, steps: Tensor | None,
+    row_offset: int, deterministic: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    network = logits if logits is not None else mean
+    return _C.sample(
+        distribution, logits, mean, log_std, nvec, action_mask, seed, step if steps is None else steps, row_offset,
+        deterministic, device_errors(network),
+    )  # fmt: skip
+
+
+@_sample.register_fake
+def _(
+    logits: Tensor | None, mean: Tensor | None, log_std: Tensor | None, distribution: str | None,
+    nvec: Sequence[int] | None, *rest: Any,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    network = logits if logits is not None else mean
+    assert network is not None
+    batch, width = network.shape
+    dtype, device = _compute_dtype(network), network.device
+    if mean is not None:
+        actions = torch.empty((batch, width), dtype=dtype, device=device)
+    elif nvec is not None:
+        actions = torch.empty((batch, len(nvec)), dtype=torch.int64, device=device)
+    else:
+        shape = (batch, width) if distribution == "bernoulli" else (batch,)
+        actions = torch.empty(shape, dtype=torch.int64, device=device)
+    return actions, torch.empty(batch, dtype=dtype, device=device), torch.empty(batch, dtype=dtype, device=device)
+
+
+def sample(
+    distribution: Any, logits: Any, mean: Any, log_std: Any, nvec: Any, action_mask: Any, seed: int, step: Any,
+    row_offset: int, deterministic: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    steps = step if isinstance(step, Tensor) else None
+    return _sample(
+        logits, mean, log_std, distribution, None if nvec is None else list(nvec), action_mask, seed,
+        step if steps is None else 0, steps, row_offset, deterministic,
+    )  # fmt: skip
+
+
+# --- adam -------------------------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("pyppo::adam", mutates_args=("params", "exp_avg", "exp_avg_sq", "step"))
+def _adam(
+    params: Tensor, grads: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: Tensor, rate: Tensor | None,
+    rate_number: float | None, beta1: float, beta2: float, eps: float, weight_decay: float,
+    max_grad_norm: float | None, skip: Tensor | None,
+) -> Tensor:  # fmt: skip
+    return _C.adam(
+        params, grads, exp_avg, exp_avg_sq, step, rate if rate is not None else rate_number, beta1, beta2, eps,
+        weight_decay, max_grad_norm, skip,
+    )  # fmt: skip
+
+
+@_adam.register_fake
+def _(params: Tensor, *rest: Any) -> Tensor:
+    return torch.empty((), dtype=params.dtype, device=params.device)
+
+
+def adam(
+    params: Tensor, grads: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: Tensor, learning_rate: float | Tensor,
+    *rest: Any,
+) -> Tensor:  # fmt: skip
+    return _adam(params, grads, exp_avg, exp_avg_sq, step, *_split(learning_rate), *rest)

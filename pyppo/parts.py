@@ -1,0 +1,79 @@
+"""What a trainer is put together from: environments, the built-in policy, torch's number of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from gymnasium import spaces
+from gymnasium.vector import VectorEnv
+
+from pyppo.actions import Distribution, stream_seed
+from pyppo.config import Config
+from pyppo.envs import EnvGroup, make_envs
+from pyppo.policy import MLPPolicy
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Run with `count` torch threads, then with as many as before: its results depend on the number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def make_groups(config: Config, rebuild: int) -> list[EnvGroup]:
+    """EnvPool's environments; each has the same seed however many groups there are."""
+    size = config.num_envs // config.num_groups
+    return [
+        EnvGroup(
+            make_envs(
+                config.env_id,
+                size,
+                config.seed,
+                rebuild=rebuild,
+                first_env=first,
+                num_threads=config.env_threads,
+                options=config.env_options,
+            ),
+            first_env=first,
+        )
+        for first in range(0, config.num_envs, size)
+    ]
+
+
+def as_groups(envs: VectorEnv | Sequence[VectorEnv]) -> list[EnvGroup]:
+    """The user's environments, each a group, in the order given.
+
+    Raises:
+        ValueError, TypeError: there is none, or one does not keep the environment contract.
+    """
+    if not isinstance(envs, (VectorEnv, Sequence)) or isinstance(envs, str):
+        raise TypeError(
+            f"envs is a {type(envs).__name__}; it must be a gymnasium.vector.VectorEnv or a sequence of them"
+        )
+    groups: list[EnvGroup] = []
+    for env in [envs] if isinstance(envs, VectorEnv) else envs:
+        groups.append(EnvGroup(env, first_env=sum(group.num_envs for group in groups)))
+    if not groups:
+        raise ValueError("envs is empty; it must be a gymnasium.vector.VectorEnv or a sequence of them")
+    return groups
+
+
+def make_policy(config: Config, obs_space: spaces.Dict, distribution: Distribution) -> MLPPolicy:
+    """The built-in policy for these spaces, as the settings have it."""
+    return MLPPolicy(
+        obs_space,
+        distribution,
+        hidden_sizes=config.hidden_sizes,
+        activation=config.activation,
+        log_std_init=config.log_std_init,
+        norm_obs=config.norm_obs,
+        clip_obs=config.clip_obs,
+        seed=stream_seed(config.seed, "policy"),
+        metadata={"env_id": config.env_id, "env_options": config.env_options},
+    )

@@ -1,0 +1,119 @@
+"""Learning curves as pictures. matplotlib is imported when first drawn with, without a display."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyppo.checkpoint import read_config
+from pyppo.config import Config
+from pyppo.report import SCORE_EPISODES, read_metrics
+
+_POINTS = 400  # of the common grid that seeds are averaged on
+_INCIDENTAL = ("seed", "run_dir", "save_interval", "env_threads", "num_groups", "torch_threads", "device", "engine")
+
+
+def plot_history(history: Mapping[str, Sequence[float]], path: str | Path, *, title: str = "") -> Path:
+    """Draw one run's return over its steps into `path` (the suffix chooses PNG, PDF, SVG …); returns the path.
+
+    Raises:
+        ValueError: no episode has finished, so there is nothing to draw.
+    """
+    figure, axes = _figure(1)
+    axes[0].plot(*_curve(history, "history"), color="C0")
+    return _finish(figure, axes, [title], path)
+
+
+def plot_runs(runs: Sequence[str | Path], path: str | Path) -> Path:
+    """Draw the learning curves of several run folders into `path`; returns the path.
+
+    One picture an environment; runs that differ in nothing but the seed make one curve, their mean, over the steps
+    that all of them have, with a band from the lowest to the highest.
+
+    Raises:
+        ValueError: no runs, a folder is no run, or no episode has finished in one.
+    """
+    if not runs:
+        raise ValueError("runs is empty; it must name at least one run folder")
+    groups = _group(runs)
+    names = list(groups)
+    figure, axes = _figure(len(names))
+    for axis, env_id in zip(axes, names, strict=True):
+        for color, (label, curves) in enumerate(groups[env_id].items()):
+            steps, returns = _align(curves)
+            seeds = f"{len(curves)} seeds" if len(curves) > 1 else "1 seed"
+            axis.plot(steps, returns.mean(axis=0), color=f"C{color}", label=f"{label} ({seeds})" if label else seeds)
+            if len(curves) > 1:
+                axis.fill_between(steps, returns.min(axis=0), returns.max(axis=0), color=f"C{color}", alpha=0.2, lw=0)
+        axis.legend(loc="best", frameon=False)
+    return _finish(figure, axes, names, path)
+
+
+def _group(runs: Sequence[str | Path]) -> dict[str, dict[str, list[tuple[np.ndarray, np.ndarray]]]]:
+    """Curves by environment, then by a label that names the settings in which its runs differ from others."""
+    configs = [read_config(Path(run)) for run in runs]
+    groups: dict[str, dict[str, list[tuple[np.ndarray, np.ndarray]]]] = {}
+    for run, config in zip(runs, configs, strict=True):
+        same_env = [other for other in configs if other.env_id == config.env_id]
+        label = ", ".join(f"{name} {value}" for name, value in _differences(config, same_env).items())
+        metrics = Path(run) / "metrics.jsonl"
+        if not metrics.is_file():
+            raise ValueError(f"{run} has no metrics.jsonl; it must be a run folder that has begun to train")
+        curve = _curve(read_metrics(metrics), str(run))
+        groups.setdefault(config.env_id, {}).setdefault(label, []).append(curve)
+    return groups
+
+
+def _differences(config: Config, others: Sequence[Config]) -> dict[str, Any]:
+    values = config.to_dict()
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in _INCIDENTAL and any(other.to_dict()[name] != value for other in others)
+    }
+
+
+def _curve(history: Mapping[str, Sequence[float]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    steps = np.asarray(history.get("step", ()), dtype=float)
+    returns = np.asarray(history.get("episode_return", ()), dtype=float)
+    known = np.isfinite(returns)
+    if not known.any():
+        raise ValueError(f"{name} has no finished episode; there must be one to draw a curve")
+    return steps[known], returns[known]
+
+
+def _align(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Curves on one grid of steps [P], returns [runs, P]; a single curve keeps its own points."""
+    if len(curves) == 1:
+        return curves[0][0], curves[0][1][None]
+    first, last = max(steps[0] for steps, _ in curves), min(steps[-1] for steps, _ in curves)
+    grid = np.linspace(first, max(first, last), _POINTS)
+    return grid, np.stack([np.interp(grid, steps, returns) for steps, returns in curves])
+
+
+def _figure(count: int) -> tuple[Any, list[Any]]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(count, 3)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(6.0 * columns, 4.0 * rows), layout="constrained")
+    FigureCanvasAgg(figure)  # never pyplot: that would choose a display, and keep the figure alive
+    axes = list(np.atleast_1d(figure.subplots(rows, columns)).ravel())
+    for axis in axes[count:]:
+        axis.remove()
+    return figure, axes[:count]
+
+
+def _finish(figure: Any, axes: Sequence[Any], titles: Sequence[str], path: str | Path) -> Path:
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set(title=title, xlabel="environment steps", ylabel=f"return, mean of last {SCORE_EPISODES} episodes")
+        axis.grid(alpha=0.3)
+        axis.margins(x=0)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    return path

@@ -1,0 +1,385 @@
+"""The [T, N] storage of a rollout, and the loop that fills it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+__all__ = ["Collector", "Episode", "Rollout", "random_rows"]
+
+
+class Step(Protocol):
+    """What a group answers to one step; `pyppo.envs.StepBatch` says what each array is."""
+
+    @property
+    def obs(self) -> dict[str, np.ndarray]: ...
+    @property
+    def rewards(self) -> np.ndarray: ...
+    @property
+    def terminated(self) -> np.ndarray: ...
+    @property
+    def truncated(self) -> np.ndarray: ...
+    @property
+    def final_obs(self) -> dict[str, np.ndarray] | None: ...
+
+
+class Group(Protocol):
+    """What the collector needs of a group of environments; `pyppo.envs.EnvGroup` says what each is."""
+
+    @property
+    def num_envs(self) -> int: ...
+    @property
+    def obs_space(self) -> spaces.Dict: ...
+    @property
+    def action_space(self) -> spaces.Space: ...
+    @property
+    def autoreset(self) -> str: ...
+    def reset(self, seed: int | None = None) -> dict[str, np.ndarray]: ...
+    def send(self, actions: np.ndarray) -> None: ...
+    def recv(self) -> Step: ...
+
+
+class Episode(NamedTuple):
+    """One finished episode: the environment's own sum of rewards and number of steps, before clipping and scaling."""
+
+    episode_return: float
+    length: int
+    step: int
+    """Valid steps taken in all environments when it ended."""
+
+
+class Rollout:
+    """T steps of N environments, time-major, on one device. Row T of `obs` and `values` is what follows the last step.
+
+    Attributes:
+        obs: entries `[T+1, N, ...]`; floats as float32, integers as the environment has them.
+        actions: `[T, N]` int64 (Discrete), `[T, N, K]` int64 (MultiDiscrete, MultiBinary) or float32 (Box); as
+            sampled, before any clipping.
+        logp, advantages, returns: `[T, N]` float32. values: `[T+1, N]` float32.
+        rewards: `[T, N]` float32, what advantages are estimated from; the collector writes the raw ones.
+        raw_rewards: `[T, N]` float64 on the CPU, the environment's own.
+        terminated, truncated, valid: `[T, N]` bool. A row that only carries a reset is not valid.
+        final_values: `[T, N]` float32, values of final observations at truncated rows (same-step autoreset), or None.
+        steps: `[N]` int64, steps that each row ever took, reset rows included: the counter of its action noise.
+        dist_params: entries `[T, N, ...]` float32, the acting distribution's parameters, where asked for; else None.
+
+    Args:
+        num_steps: T. num_envs: N.
+        obs_space: a `Dict` space of Boxes, or one Box (entry "obs").
+        action_space: of one environment.
+        store_dist: shapes of distribution parameters to keep, by name.
+        same_step: whether the environments reset in the same step.
+    """
+
+    def __init__(
+        self,
+        num_steps: int,
+        num_envs: int,
+        obs_space: spaces.Space,
+        action_space: spaces.Space,
+        *,
+        device: torch.device | str = "cpu",
+        store_dist: Mapping[str, tuple[int, ...]] | None = None,
+        same_step: bool = False,
+    ) -> None:
+        for name, value in (("num_steps", num_steps), ("num_envs", num_envs)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        self.num_steps, self.num_envs, self.device = num_steps, num_envs, torch.device(device)
+
+        def zeros(rows: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros((rows, num_envs, *shape), dtype=dtype, device=self.device)
+
+        entries = obs_space.spaces if isinstance(obs_space, spaces.Dict) else {"obs": obs_space}
+        self.obs = {k: zeros(num_steps + 1, *(s.shape or ()), dtype=_storage_dtype(s)) for k, s in entries.items()}
+        continuous = isinstance(action_space, spaces.Box)
+        action_dtype = torch.float32 if continuous else torch.int64
+        self.actions = zeros(num_steps, *(action_space.shape or ()), dtype=action_dtype)
+        self.logp, self.rewards = zeros(num_steps), zeros(num_steps)
+        self.values = zeros(num_steps + 1)
+        self.terminated, self.truncated, self.valid = (zeros(num_steps, dtype=torch.bool) for _ in range(3))
+        self.advantages, self.returns = zeros(num_steps), zeros(num_steps)
+        self.final_values = zeros(num_steps) if same_step else None
+        self.dist_params = {k: zeros(num_steps, *shape) for k, shape in store_dist.items()} if store_dist else None
+        self.steps = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
+        self.raw_rewards = torch.zeros((num_steps, num_envs), dtype=torch.float64)
+
+
+def _storage_dtype(space: spaces.Space) -> torch.dtype:
+    if np.issubdtype(space.dtype, np.floating):
+        return torch.float32
+    return torch.from_numpy(np.zeros(0, space.dtype)).dtype
+
+
+Act = Callable[[Rollout, int, slice], np.ndarray]
+FinalValue = Callable[[dict[str, Tensor]], Tensor]
+
+
+class _Slice:
+    """One group's rows of the storage, as arrays that a step is written into."""
+
+    def __init__(self, group: Group, rows: slice, rollout: Rollout, host: dict[str, np.ndarray]) -> None:
+        self.group, self.rows = group, rows
+        self.rewards, self.terminated, self.truncated = (
+            host[name][:, rows] for name in ("rewards", "terminated", "truncated")
+        )
+        steps = rollout.steps[rows]
+        self.steps = steps.numpy() if steps.device.type == "cpu" else steps
+        self.obs = [(name, _obs_writer(tensor, rows)) for name, tensor in rollout.obs.items()]
+
+
+def _obs_writer(storage: Tensor, rows: slice) -> Callable[[int, np.ndarray], None]:
+    """Writes `[n, ...]` into `storage[t, rows]`, through page-locked memory where the storage is on a GPU."""
+    if storage.device.type == "cpu":
+        view = storage.numpy()[:, rows]
+
+        def write(t: int, array: np.ndarray) -> None:
+            view[t] = array
+
+        return write
+    slot = torch.empty_like(storage[0, rows], device="cpu", pin_memory=True)
+    slot_view = slot.numpy()
+
+    def write_through(t: int, array: np.ndarray) -> None:
+        # The slot is free again: the actions that answered its last content have been read back.
+        slot_view[...] = array
+        storage[t, rows].copy_(slot, non_blocking=True)
+
+    return write_through
+
+
+class Collector:
+    """Fills rollouts from groups of environments that are served in turn.
+
+    Group g owns a contiguous slice of rows; while it steps, the policy acts for the others. What a row sees does not
+    depend on how rows are grouped.
+
+    Args:
+        groups: environments; their rows in this order make up the rollout's N.
+        rollout: storage to fill.
+        act: `act(rollout, t, rows)` writes actions, log-probabilities and values of row t and returns the actions to
+            send. The flags and rewards of the rollout are not yet there when it is called.
+        final_value: values `[n]` of observations (entries `[n, ...]`, on the rollout's device); needed for same-step
+            autoreset.
+
+    Attributes:
+        episodes: finished episodes, oldest first; the caller empties it.
+        valid_steps: valid steps so far, of all rollouts.
+    """
+
+    def __init__(
+        self, groups: Sequence[Group], rollout: Rollout, act: Act, final_value: FinalValue | None = None
+    ) -> None:
+        self.rollout, self.act, self.final_value = rollout, act, final_value
+        self.episodes: list[Episode] = []
+        self.valid_steps = 0
+        self.same_step = _check_groups(groups, rollout, final_value)
+        self._host = _host_arrays(rollout)
+        self._slices: list[_Slice] = []
+        first = 0
+        for group in groups:
+            self._slices.append(_Slice(group, slice(first, first + group.num_envs), rollout, self._host))
+            first += group.num_envs
+        self._finals: list[tuple[int, int, dict[str, np.ndarray]]] = []
+        self._done = np.zeros(rollout.num_envs, bool)
+        self._returns = np.zeros(rollout.num_envs)
+        self._lengths = np.zeros(rollout.num_envs, np.int64)
+        self._started = False
+
+    def reset(self, seed: int | None = None) -> None:
+        """Start new episodes in all environments; what was unfinished is dropped. Counters go on."""
+        for part in self._slices:
+            obs = part.group.reset(seed)
+            for name, write in part.obs:
+                write(self.rollout.num_steps, obs[name])
+        self._done[:] = False
+        self._returns[:] = 0
+        self._lengths[:] = 0
+        self._started = True
+
+    def collect(self) -> int:
+        """Fill the rollout: T steps from where the last one ended. Returns how many of its rows are valid."""
+        if not self._started:
+            raise RuntimeError("collect was called before reset")
+        rollout, slices = self.rollout, self._slices
+        for tensor in rollout.obs.values():
+            tensor[0] = tensor[-1]
+        self._finals.clear()
+        for t in range(rollout.num_steps):
+            for part in slices:
+                if t:
+                    self._receive(part, t - 1)
+                part.group.send(self.act(rollout, t, part.rows))
+                part.steps += 1
+        for part in slices:
+            self._receive(part, rollout.num_steps - 1)
+        return self._finish()
+
+    def _receive(self, part: _Slice, t: int) -> None:
+        """Write the answer to step t: its reward and flags in row t, the observation that follows in row t + 1."""
+        step = part.group.recv()
+        part.rewards[t] = step.rewards
+        part.terminated[t] = step.terminated
+        part.truncated[t] = step.truncated
+        for name, write in part.obs:
+            write(t + 1, step.obs[name])
+        if step.final_obs is not None:
+            self._keep_finals(step, t, part.rows.start)
+
+    def _keep_finals(self, step: Step, t: int, first: int) -> None:
+        assert step.final_obs is not None
+        ended = np.flatnonzero(step.terminated | step.truncated)
+        for i, row in enumerate(ended):
+            if step.truncated[row] and not step.terminated[row]:  # a terminated row needs no value
+                self._finals.append((t, first + int(row), {name: x[i].copy() for name, x in step.final_obs.items()}))
+
+    def _finish(self) -> int:
+        """What can wait until all steps are taken: validity, episodes, final values, and the copy to the device."""
+        host, rollout = self._host, self.rollout
+        done = host["terminated"] | host["truncated"]
+        valid = host["valid"]
+        if self.same_step:
+            valid[:] = True
+        else:
+            valid[0] = ~self._done
+            valid[1:] = ~done[:-1]
+            _check_resets(done, valid)
+        _check_rewards(host["rewards"])
+        self._count_episodes(done, valid)
+        self._done = done[-1].copy()
+        if rollout.device.type != "cpu":
+            for name in ("terminated", "truncated", "valid"):
+                getattr(rollout, name).copy_(torch.from_numpy(host[name]))
+        rollout.rewards.copy_(rollout.raw_rewards)
+        self._value_finals()
+        count = int(np.count_nonzero(valid))
+        self.valid_steps += count
+        return count
+
+    def _count_episodes(self, done: np.ndarray, valid: np.ndarray) -> None:
+        """Episodes that ended in this rollout, in order of time then row; the rest is carried over."""
+        # Running sums over the rollout; an episode's own is the difference to the one at the end before it.
+        returns = np.cumsum(np.where(valid, self._host["rewards"], 0.0), axis=0) + self._returns
+        lengths = np.cumsum(valid, axis=0) + self._lengths
+        steps = self.valid_steps + np.cumsum(np.count_nonzero(valid, axis=1))
+        last_return, last_length = np.zeros_like(self._returns), np.zeros_like(self._lengths)
+        for t in np.flatnonzero(done.any(axis=1)):
+            for row in np.flatnonzero(done[t]):
+                episode_return = float(returns[t, row] - last_return[row])
+                self.episodes.append(Episode(episode_return, int(lengths[t, row] - last_length[row]), int(steps[t])))
+            last_return[done[t]] = returns[t][done[t]]
+            last_length[done[t]] = lengths[t][done[t]]
+        self._returns, self._lengths = returns[-1] - last_return, lengths[-1] - last_length
+
+    def _value_finals(self) -> None:
+        """Same-step autoreset: the values of final observations, in one call and in an order free of the grouping."""
+        final_values = self.rollout.final_values
+        if final_values is None:
+            return
+        final_values.zero_()
+        if not self._finals:
+            return
+        assert self.final_value is not None
+        self._finals.sort(key=lambda item: item[:2])
+        device = self.rollout.device
+        obs = {
+            name: torch.from_numpy(np.stack([item[2][name] for item in self._finals])).to(device, tensor.dtype)
+            for name, tensor in self.rollout.obs.items()
+        }
+        index = torch.tensor([item[:2] for item in self._finals], device=device)
+        final_values[index[:, 0], index[:, 1]] = self.final_value(obs).to(final_values)
+
+
+def _host_arrays(rollout: Rollout) -> dict[str, np.ndarray]:
+    """Where flags and rewards are written: the storage itself on the CPU, else arrays that are copied at the end."""
+    names = ("terminated", "truncated", "valid")
+    if rollout.device.type == "cpu":
+        arrays = {name: getattr(rollout, name).numpy() for name in names}
+    else:
+        arrays = {name: np.zeros((rollout.num_steps, rollout.num_envs), bool) for name in names}
+    return {**arrays, "rewards": rollout.raw_rewards.numpy()}
+
+
+def _check_groups(groups: Sequence[Group], rollout: Rollout, final_value: FinalValue | None) -> bool:
+    """Whether the environments reset in the same step."""
+    count = sum(group.num_envs for group in groups)
+    if count != rollout.num_envs:
+        raise ValueError(f"groups have {count} environments; they must have num_envs = {rollout.num_envs}")
+    modes = {group.autoreset for group in groups}
+    if len(modes) != 1:
+        raise ValueError(f"groups reset in different ways ({', '.join(sorted(modes))}); all must do it in one way")
+    for group in groups[1:]:
+        if group.obs_space != groups[0].obs_space or group.action_space != groups[0].action_space:
+            raise ValueError("groups differ in their observation or action space; all must have the same")
+    same_step = modes == {"same_step"}
+    if same_step and (final_value is None or rollout.final_values is None):
+        raise ValueError("final_value is None or rollout has no final_values; same-step autoreset needs both")
+    return same_step
+
+
+def _check_resets(done: np.ndarray, valid: np.ndarray) -> None:
+    wrong = done & ~valid
+    if wrong.any():
+        t, row = (int(i) for i in np.argwhere(wrong)[0])
+        raise ValueError(
+            f"environment {row} reports done at step {t}, which only carries its reset; a reset row must not be done. "
+            "Is its autoreset mode really next-step?"
+        )
+
+
+def _check_rewards(rewards: np.ndarray) -> None:
+    if not np.isfinite(rewards).all():
+        t, row = (int(i) for i in np.argwhere(~np.isfinite(rewards))[0])
+        raise ValueError(f"environment {row} gave reward {rewards[t, row]} at step {t}; it must be finite")
+
+
+def random_rows(groups: Sequence[Group], rows: int, seed: int) -> dict[str, np.ndarray]:
+    """Observations under random actions, to start observation statistics from.
+
+    Steps all groups until there are at least `rows` valid rows; leaves them in the middle of episodes. What comes out
+    depends on `seed` and the environments only, not on the grouping.
+
+    Returns:
+        entries `[rows', ...]`, rows' >= rows, in [T, N] order: the observations that the actions answered.
+    """
+    rng = np.random.default_rng(seed)
+    num_envs = sum(group.num_envs for group in groups)
+    edges = np.cumsum([0] + [group.num_envs for group in groups])
+    parts = [group.reset(seed) for group in groups]
+    obs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    valid = np.ones(num_envs, bool)
+    kept: list[dict[str, np.ndarray]] = []
+    count = 0
+    while count < rows:
+        kept.append({name: x[valid] for name, x in obs.items()})
+        count += int(valid.sum())
+        actions = _random_actions(groups[0].action_space, num_envs, rng)
+        for group, first, last in zip(groups, edges[:-1], edges[1:], strict=True):
+            group.send(actions[first:last])
+        steps = [group.recv() for group in groups]
+        obs = {name: np.concatenate([step.obs[name] for step in steps]) for name in obs}
+        if groups[0].autoreset == "next_step":
+            valid = ~np.concatenate([step.terminated | step.truncated for step in steps])
+    return {name: np.concatenate([part[name] for part in kept]) for name in obs}
+
+
+def _random_actions(space: spaces.Space, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Uniform over finite sets and finite bounds, standard normal where a component has none."""
+    if isinstance(space, spaces.Discrete):
+        return rng.integers(space.start, space.start + space.n, size=n)
+    if isinstance(space, spaces.MultiDiscrete):
+        return rng.integers(space.start, space.start + space.nvec, size=(n, *space.shape))
+    if isinstance(space, spaces.MultiBinary):
+        return rng.integers(0, 2, size=(n, *space.shape))
+    assert isinstance(space, spaces.Box)
+    largest = np.finfo(np.float32).max / 2  # limits that are just the type's are no bounds
+    bounded = (space.low > -largest) & (space.high < largest)
+    low, high = np.where(bounded, space.low, 0.0), np.where(bounded, space.high, 1.0)
+    uniform = rng.uniform(low, high, size=(n, *space.shape))
+    normal = np.clip(rng.standard_normal((n, *space.shape)), space.low, space.high)
+    return np.where(bounded, uniform, normal).astype(space.dtype)

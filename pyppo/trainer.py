@@ -1,0 +1,363 @@
+"""The training loop: collect, estimate, update, report, save."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+from torch import nn
+
+from pyppo import checkpoint as checkpoints
+from pyppo import ops, report
+from pyppo.actions import Distribution, stream_seed
+from pyppo.config import Config
+from pyppo.engines import Schedule, make_engine, valid_indices
+from pyppo.normalize import RewardScaler
+from pyppo.parts import as_groups, make_groups, make_policy, torch_threads
+from pyppo.rollout import Collector, Rollout, random_rows
+
+_LEARNING_RATES = (1e-6, 1e-2)  # bounds of the KL-adaptive learning rate
+
+
+@dataclass
+class Result:
+    """What training gives back."""
+
+    policy: Any
+    """The trained policy; `policy.act(obs)`."""
+    history: dict[str, list[float]]
+    """One list a column, one entry an iteration: step, iteration, time, sps, episode_return, episode_length, episodes
+    (finished in the iteration), episodes_total, loss, policy_loss, value_loss, entropy, approx_kl, kl, clip_fraction,
+    explained_variance, learning_rate, kl_coef, grad_norm, updates, and the seconds time_act, time_env, time_gae,
+    time_update, time_other. NaN where there is nothing to tell yet."""
+    config: Config
+    run_dir: Path | None
+    """The run's folder; None if nothing was written."""
+    interrupted: bool = False
+    """Whether Ctrl-C ended it."""
+
+    def plot(self, path: str | Path) -> Path:
+        """Write the learning curve as a picture; the suffix says which kind."""
+        from pyppo.plot import plot_history
+
+        return plot_history(self.history, path, title=self.config.env_id)
+
+
+def train(
+    env_id: str, *, quiet: bool = False, callbacks: Sequence[Callable[[report.Row], None]] = (), **fields: Any
+) -> Result:
+    """Train on an EnvPool environment with its preset.
+
+    Args:
+        env_id: the environment, as `pyppo envs` lists them.
+        quiet: say nothing but what needs attention.
+        callbacks: called with each iteration's row of the history.
+        **fields: any field of `Config`.
+
+    Raises:
+        ValueError, TypeError: no such environment, or a field breaks its rule.
+        FloatingPointError: loss or parameters stopped being finite.
+    """
+    with Trainer(Config.for_env(env_id, **fields), quiet=quiet, callbacks=callbacks) as trainer:
+        return trainer.train()
+
+
+class Trainer:
+    """Collects rollouts and updates the policy until `config.total_timesteps` valid steps are done.
+
+    Observation statistics start from `config.warmup_rows` rows of random actions in the training environments, which
+    are reset after that. A policy without `heads` draws from torch's global generator, which is seeded here for it.
+
+    Args:
+        config: the settings. `num_envs` is taken from `envs` where those are given.
+        envs: your own environments: a `gymnasium.vector.VectorEnv` or several, each a group. None: EnvPool's.
+        policy: your own module (see `pyppo.policy.Policy`); None: an `MLPPolicy`.
+        quiet: say nothing but what needs attention.
+        callbacks: called with each iteration's row of the history; a list to add to later.
+        resume_from: a loaded checkpoint to go on from; `Trainer.resume` is the short way.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        envs: VectorEnv | Sequence[VectorEnv] | None = None,
+        policy: nn.Module | None = None,
+        *,
+        quiet: bool = False,
+        callbacks: Sequence[Callable[[report.Row], None]] = (),
+        resume_from: checkpoints.Checkpoint | None = None,
+    ) -> None:
+        self.rebuild = 0 if resume_from is None else int(resume_from.state["rebuild"]) + 1
+        self._owns_envs = envs is None
+        self.groups = make_groups(config, self.rebuild) if envs is None else as_groups(envs)
+        if envs is not None:
+            config = config.replace(num_envs=sum(g.num_envs for g in self.groups), num_groups=1)
+        self.config = config
+        action_space, obs_space = self.groups[0].action_space, self.groups[0].obs_space
+        distribution = Distribution.from_space(action_space, config.action_bounds)
+        if resume_from is not None:
+            policy = checkpoints.restore_policy(resume_from, policy)
+        self.policy: Any = policy if policy is not None else make_policy(config, obs_space, distribution)
+        if not hasattr(self.policy, "heads"):
+            torch.manual_seed(stream_seed(config.seed, f"policy/{self.rebuild}"))
+        self.engine = make_engine(config, self.policy, distribution)
+        self.rollout = Rollout(
+            config.num_steps,
+            config.num_envs,
+            obs_space,
+            action_space,
+            device=self.engine.device,
+            store_dist=self.engine.dist_shapes,
+            same_step=self.groups[0].autoreset == "same_step",
+        )
+        self.collector = Collector(self.groups, self.rollout, self._act, self.engine.value)
+        self.reward_scaler = RewardScaler(config.num_envs, config.gamma, config.clip_reward)
+        self.iteration, self.kl_coef, self.learning_rate = 0, config.kl_coef, config.learning_rate
+        self.steps = 0  # valid steps of finished iterations
+        self.history, self.clock = report.History(), report.Clock()
+        self.run_dir: Path | None = None
+        if resume_from is not None:
+            self._restore(resume_from)
+        elif config.run_dir is not None:
+            self.run_dir = checkpoints.new_run_dir(config.run_dir, config)
+        self.callbacks, self._quiet = list(callbacks), quiet
+        self._reporter: report.Reporter | None = None
+        self._metrics = report.MetricsFile(self.run_dir / "metrics.jsonl") if self.run_dir is not None else None
+        self._started = False
+
+    @classmethod
+    def resume(
+        cls,
+        run: str | Path,
+        envs: VectorEnv | Sequence[VectorEnv] | None = None,
+        policy: nn.Module | None = None,
+        *,
+        quiet: bool = False,
+        callbacks: Sequence[Callable[[report.Row], None]] = (),
+        **changes: Any,
+    ) -> Trainer:
+        """A trainer that goes on from a run's latest checkpoint, or from a given checkpoint, in the same run folder.
+
+        Environments are made anew with seeds of their own, since EnvPool can save none: unfinished episodes are lost.
+
+        Args:
+            run: the folder. envs, policy, quiet, callbacks: as for `Trainer`; needed again if they were given then.
+            **changes: fields of `Config` to change, `total_timesteps` to train for longer.
+
+        Raises:
+            FileNotFoundError, ValueError: there is no usable run.
+        """
+        checkpoint = checkpoints.load_checkpoint(run)
+        config = checkpoints.read_config(checkpoint.run).replace(**changes)
+        return cls(config, envs, policy, quiet=quiet, callbacks=callbacks, resume_from=checkpoint)
+
+    # --- the loop ----------------------------------------------------------------------------------------------------
+
+    def train(self) -> Result:
+        """Iterate until `total_timesteps` valid steps are done; save; Ctrl-C ends it early and saves too."""
+        self._reporter = report.make_reporter(self.config.total_timesteps, quiet=self._quiet)
+        interrupted = False
+        try:
+            while self.steps < self.config.total_timesteps:
+                self.step()
+            self.save()
+        except KeyboardInterrupt:
+            interrupted = True
+            saved = self.save()
+            where = f"saved {saved}; go on with `pyppo resume {self.run_dir}`" if saved else "nothing was saved"
+            self._reporter.message(f"interrupted at step {self.steps:,}: {where}")
+        finally:
+            self._reporter.close()
+            self._reporter = None
+        return Result(self.policy, self.history, self.config, self.run_dir, interrupted)
+
+    def step(self) -> dict[str, float]:
+        """One iteration. Returns its row of the history."""
+        with torch_threads(self.config.torch_threads):
+            self._start()
+            schedule = self._schedule()
+            with self.clock.phase("env"):
+                self._collect()
+            with self.clock.phase("gae"):
+                explained_variance = self._estimate()
+            with self.clock.phase("update"):
+                metrics = self.engine.update(self.rollout, schedule, self.iteration)
+            self._check_finite(metrics)
+            self.iteration += 1
+            self._learn_statistics()
+            self._adapt(metrics["kl"])
+            row = self._record({**metrics, "explained_variance": explained_variance}, schedule)
+        if self.config.save_interval and self.iteration % self.config.save_interval == 0:
+            self.save()
+        return row
+
+    def _start(self) -> None:
+        """Before the first iteration: warm the observation statistics up, begin the episodes."""
+        if self._started:
+            return
+        config, normalizer = self.config, getattr(self.policy, "normalizer", None)
+        if normalizer is not None and self.steps == 0 and config.warmup_rows:
+            rows = random_rows(self.groups, config.warmup_rows, stream_seed(config.seed, "warmup"))
+            normalizer.update({key: torch.as_tensor(x, device=self.engine.device) for key, x in rows.items()})
+        self.collector.reset(stream_seed(config.seed, f"environments/{self.rebuild}"))
+        self.clock.start()
+        self._started = True
+
+    def _schedule(self) -> Schedule:
+        """The coefficients for the coming rollout, from the share of steps that is done."""
+        config = self.config
+        left = 1.0 - self.steps / config.total_timesteps
+        learning_rate = config.learning_rate * left if config.anneal_lr else self.learning_rate
+        return Schedule(learning_rate, config.clip_coef, config.ent_coef, self.kl_coef)
+
+    def _act(self, rollout: Rollout, t: int, rows: slice) -> np.ndarray:
+        with self.clock.phase("act"):
+            return self.engine.act(rollout, t, rows)
+
+    def _estimate(self) -> float:
+        """Scale rewards, fill advantages and returns; the share of the returns' variance that the values explain."""
+        config, rollout = self.config, self.rollout
+        self.engine.bootstrap(rollout)
+        if config.norm_reward:
+            scaled = self.reward_scaler.scale(rollout.raw_rewards, rollout.terminated, rollout.truncated, rollout.valid)
+            rollout.rewards.copy_(scaled)
+        ops.gae(
+            rollout.rewards,
+            rollout.values,
+            rollout.terminated,
+            rollout.truncated,
+            gamma=config.gamma,
+            gae_lambda=config.gae_lambda,
+            valid=rollout.valid,
+            final_values=rollout.final_values,
+            out=(rollout.advantages, rollout.returns),
+        )
+        rows = valid_indices(rollout.valid)
+        advantages, returns = (x.reshape(-1)[rows].double() for x in (rollout.advantages, rollout.returns))
+        if len(rows) < 2:
+            return math.nan
+        if config.norm_adv == "batch":
+            rollout.advantages.sub_(advantages.mean()).div_(advantages.std() + 1e-8)
+        variance = float(returns.var())
+        return 1.0 - float(advantages.var()) / variance if variance > 0 else math.nan
+
+    def _collect(self) -> None:
+        try:
+            self.collector.collect()
+        except ValueError as error:  # the sampler refuses NaN; say where it came from
+            for key, x in self.rollout.obs.items():
+                if not bool(x.isfinite().all()):
+                    raise self._not_finite(f"the environments gave an observation {key!r} that is not") from error
+            raise
+
+    def _check_finite(self, metrics: Mapping[str, float]) -> None:
+        """Stop before anything that is not a number reaches a checkpoint."""
+        if (bad := self._bad_parameter()) is not None:
+            raise self._not_finite(f"parameter {bad} is not")
+        if metrics["updates"] > 0 and not math.isfinite(metrics["loss"]):
+            raise self._not_finite(f"the loss is {metrics['loss']}")
+
+    def _bad_parameter(self) -> str | None:
+        return next((name for name, p in self.policy.named_parameters() if not bool(p.isfinite().all())), None)
+
+    def _not_finite(self, what: str) -> FloatingPointError:
+        return FloatingPointError(
+            f"iteration {self.iteration + 1} (step {self.steps:,}): every number must be finite; {what}. Usual causes: "
+            f"learning_rate ({self.config.learning_rate}) too high, rewards or observations of a large scale (see "
+            "norm_reward, norm_obs), max_grad_norm off, an environment that breaks. Nothing of this iteration was saved"
+        )
+
+    def _learn_statistics(self) -> None:
+        """Take the rollout's valid observations into the statistics, which were fixed until here."""
+        normalizer = getattr(self.policy, "normalizer", None)
+        if normalizer is not None:
+            rows = valid_indices(self.rollout.valid)
+            length = self.config.num_steps
+            normalizer.update({key: x[:length].flatten(0, 1)[rows] for key, x in self.rollout.obs.items()})
+
+    def _adapt(self, kl: float) -> None:
+        """Move the KL coefficient (Schulman et al. 2017, section 4) or the learning rate on the exact KL."""
+        target, rate_target = self.config.kl_target, self.config.adaptive_lr_kl
+        if target is not None and math.isfinite(kl):
+            self.kl_coef *= 2.0 if kl > 1.5 * target else 0.5 if kl < target / 1.5 else 1.0
+        if rate_target is not None and math.isfinite(kl):
+            factor = 1 / 1.5 if kl > 2.0 * rate_target else 1.5 if kl < rate_target / 2.0 else 1.0
+            low, high = _LEARNING_RATES
+            self.learning_rate = min(max(self.learning_rate * factor, low), high)
+
+    # --- report and save ---------------------------------------------------------------------------------------------
+
+    def _record(self, metrics: Mapping[str, float], schedule: Schedule) -> dict[str, float]:
+        """Add the iteration to the history and tell everyone who listens."""
+        seconds = self.clock.lap()
+        new_steps, self.steps = self.collector.valid_steps - self.steps, self.collector.valid_steps
+        speed = new_steps / sum(seconds.values())
+        counters = {"step": self.steps, "iteration": self.iteration, "time": self.clock.total, "sps": speed}
+        schedules = {"learning_rate": schedule.learning_rate, "kl_coef": schedule.kl_coef}
+        times = {f"time_{name}": value for name, value in seconds.items()}
+        finished = [(episode.episode_return, episode.length) for episode in self.collector.episodes]
+        self.collector.episodes.clear()
+        row = self.history.add(counters, finished, {**metrics, **schedules, **times})
+        if self._metrics is not None:
+            self._metrics(row)
+        if self._reporter is not None:
+            self._reporter.update(row)
+        for callback in self.callbacks:
+            callback(row)
+        return row
+
+    def save(self) -> Path | None:
+        """Write a checkpoint of the last finished iteration; None if there is nothing to save or nowhere to.
+
+        After Ctrl-C in the middle of an update the weights are some gradient steps ahead of the counters.
+        """
+        if self.run_dir is None or self.steps == 0 or self._bad_parameter() is not None:
+            return None
+        tensors = {
+            **{f"engine.{name}": x for name, x in self.engine.state_dict().items()},
+            **{f"reward_scaler.{name}": x for name, x in self.reward_scaler.state_dict().items()},
+            "rollout.steps": self.rollout.steps,
+        }
+        state = {
+            "step": self.steps, "iteration": self.iteration, "rebuild": self.rebuild, "time": self.clock.total,
+            "kl_coef": self.kl_coef, "learning_rate": self.learning_rate, **self.history.state_dict(),
+            "policy": checkpoints.policy_recipe(self.policy), "torch": torch.__version__,
+        }  # fmt: skip
+        return checkpoints.save_checkpoint(self.run_dir, self.policy.state_dict(), tensors, state)
+
+    def _restore(self, checkpoint: checkpoints.Checkpoint) -> None:
+        """Counters, schedules, optimiser and statistics as the checkpoint has them; its run folder becomes ours."""
+        state, tensors = checkpoint.state, checkpoint.optimizer
+        self.engine.load_state_dict(checkpoints.under("engine.", tensors))
+        self.reward_scaler.load_state_dict(checkpoints.under("reward_scaler.", tensors))
+        self.reward_scaler.returns.zero_()  # the environments begin anew
+        self.rollout.steps.copy_(tensors["rollout.steps"])
+        self.steps = self.collector.valid_steps = int(state["step"])
+        self.iteration, self.clock.total = int(state["iteration"]), float(state["time"])
+        self.kl_coef, self.learning_rate = float(state["kl_coef"]), float(state["learning_rate"])
+        self.history.load_state_dict(state)
+        self.run_dir = checkpoint.run
+        metrics = self.run_dir / "metrics.jsonl"
+        self.history.update(report.read_metrics(metrics, last_step=self.steps))
+        report.rewrite_metrics(metrics, self.history)
+        checkpoints.discard_after(self.run_dir, self.steps)
+        checkpoints.write_config(self.run_dir, self.config)
+
+    def close(self) -> None:
+        """Close the metrics file, and the environments unless they are yours."""
+        if self._metrics is not None:
+            self._metrics.close()
+        for group in self.groups if self._owns_envs else ():
+            group.close()
+
+    def __enter__(self) -> Trainer:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

@@ -1,0 +1,140 @@
+"""The command line, run in this process; each command for real."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+
+from pyppo import cli
+from pyppo.config import Config
+
+envpool = pytest.importorskip("envpool")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a short run that the command line made."""
+    root = tmp_path_factory.mktemp("runs")
+    flags = [
+        "--total-timesteps",
+        "1_500",
+        "--seed",
+        "3",
+        "--run-dir",
+        str(root),
+        "--env-option",
+        "max_episode_steps=100",
+    ]
+    assert cli.main(["train", "CartPole-v1", *flags, "--quiet"]) == 0
+    (path,) = root.iterdir()
+    return path
+
+
+def test_train_writes_what_was_asked(run):
+    config = Config.from_dict(json.loads((run / "config.json").read_text()))
+    assert (config.total_timesteps, config.seed, config.env_options) == (1500, 3, {"max_episode_steps": 100})
+    assert config.num_envs == Config.for_env("CartPole-v1").num_envs
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] >= 1500
+
+
+def test_eval(run, capsys):
+    assert cli.main(["eval", str(run), "--episodes", "3", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert len(figures["returns"]) == 3
+    assert max(figures["lengths"]) <= 100  # the saved option
+    assert cli.main(["eval", str(run), "--episodes", "2", "--stochastic"]) == 0
+    assert "over 2 episodes" in capsys.readouterr().out
+
+
+def test_resume(run, capsys):
+    assert cli.main(["resume", str(run), "--quiet"]) == 2
+    assert "is complete" in capsys.readouterr().err
+    assert cli.main(["resume", str(run), "--total-timesteps", "2_500", "--tensorboard"]) == 0
+    said = capsys.readouterr()
+    assert "mean of the last 100 training episodes" in said.out
+    assert "done 100%" in said.err
+    assert list((run / "tensorboard").iterdir())
+
+
+def test_plot(run, tmp_path, capsys):
+    assert cli.main(["plot", str(run), str(run), "--out", str(tmp_path / "curve.png")]) == 0
+    assert (tmp_path / "curve.png").stat().st_size > 1000
+    assert "curve.png" in capsys.readouterr().out
+
+
+def test_envs(capsys):
+    assert cli.main(["envs", "cartpole-v"]) == 0
+    assert "CartPole-v1" in capsys.readouterr().out.split()
+    assert cli.main(["envs", "no such thing"]) == 2
+
+
+def test_info(capsys):
+    assert cli.main(["info"]) == 0
+    said = capsys.readouterr().out
+    for what in ("pyppo", "torch", "envpool", "CPU path", "build: ", "GPUs", "tensorboard"):
+        assert what in said
+    assert cli.main(["info", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["python"].startswith("3.")
+
+
+def test_bench(capsys):
+    assert cli.main(["bench", "CartPole-v1", "--seconds", "0.2", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["sps"] > 0
+    assert sum(figures["shares"].values()) == pytest.approx(1.0)
+    assert cli.main(["bench", "--seconds", "0"]) == 2
+
+
+def test_help_documents_every_field(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(["train", "--help"])
+    assert exit_info.value.code == 0
+    said = capsys.readouterr().out
+    for field in dataclasses.fields(Config):
+        if field.name != "env_options":
+            assert f"--{field.name.replace('_', '-')}" in said
+    assert "Adam's step size" in said
+    assert "NAME=VALUE" in said
+
+
+REFUSED = {
+    "no command": ([], "usage"),
+    "unknown command": (["trian"], "no command 'trian'"),
+    "no environment": (["train", "--seed", "1"], "ENV is missing"),
+    "unknown environment": (["train", "CartPol-v1"], "CartPole-v1"),
+    "environment twice": (["train", "CartPole-v1", "--env-id", "Acrobot-v1"], "--env-id is 'Acrobot-v1'"),
+    "bad option": (["train", "CartPole-v1", "--env-option", "max_episode_steps"], "NAME=VALUE"),
+    "no run": (["eval", "nowhere"], "nowhere is not a folder"),
+    "no run to resume": (["resume", "nowhere"], "nowhere is not a folder"),
+    "no run to plot": (["plot", "nowhere"], "nowhere is not a usable run folder"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_the_user_must_put_right_is_one_line_and_status_2(name, capsys):
+    arguments, message = REFUSED[name]
+    assert cli.main(arguments) == 2
+    said = capsys.readouterr()
+    assert message in said.err + said.out
+    assert "Traceback" not in said.err
+
+
+@pytest.mark.parametrize("flags", [["--learning-rate", "-1"], ["--learning-rte", "1"], ["--num-envs", "many"]])
+def test_flags_that_break_a_rule_exit_with_2(flags, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(["train", "CartPole-v1", *flags])
+    assert exit_info.value.code == 2
+    assert flags[0].removeprefix("--").split("-")[0] in capsys.readouterr().err
+
+
+def test_values_of_environment_options():
+    pairs = [cli._name_and_value(text) for text in ("a=1", "b=true", "c=word", "d=x=y", 'e="3"')]
+    assert dict(pairs) == {"a": 1, "b": True, "c": "word", "d": "x=y", "e": "3"}
+
+
+def test_the_module_runs():
+    out = subprocess.run([sys.executable, "-m", "pyppo.cli", "--help"], capture_output=True, text=True, check=True)
+    assert "pyppo train ENV" in out.stdout

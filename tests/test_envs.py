@@ -1,0 +1,405 @@
+"""The environment contract: seeds, action checks, EnvPool's adapter, and the face over any vector environment."""
+
+import importlib.util
+import os
+import sys
+
+import gymnasium as gym
+import numpy as np
+import probes
+import pytest
+from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+
+from pyppo import envs
+from pyppo.envs import EnvGroup, EnvPoolVectorEnv, auto_threads, env_seed, list_envs, make_envs
+
+needs_envpool = pytest.mark.skipif(importlib.util.find_spec("envpool") is None, reason="EnvPool is not installed")
+
+
+# --- seeds ------------------------------------------------------------------------------------------------------------
+
+
+def test_seeds_do_not_repeat():
+    seeds = {
+        purpose: {
+            env_seed(seed, purpose, rank, environment, rebuild)
+            for seed in (0, 1, 2)
+            for rank in (0, 1)
+            for environment in range(16)
+            for rebuild in (0, 1)
+        }
+        for purpose in ("train", "evaluate", "warmup")
+    }
+    assert all(len(group) == 3 * 2 * 16 * 2 for group in seeds.values())
+    assert not seeds["train"] & seeds["evaluate"] | seeds["train"] & seeds["warmup"]
+    assert all(0 <= seed < 2**31 for group in seeds.values() for seed in group)
+
+
+def test_training_and_evaluation_share_none_by_construction():
+    assert {env_seed(s, "train", 0, 0, 0) % 4 for s in range(100)} == {0}
+    assert {env_seed(s, "evaluate", 0, 0, 0) % 4 for s in range(100)} == {1}
+
+
+def test_seeds_are_the_same_on_every_machine():
+    assert env_seed(1, "train", 0, 0, 0) == 735796596
+
+
+def test_unknown_purpose():
+    with pytest.raises(ValueError, match="purpose is 'test'; it must be one of 'train', 'evaluate', 'warmup'"):
+        env_seed(1, "test", 0, 0, 0)
+
+
+# --- action checks ----------------------------------------------------------------------------------------------------
+
+DISCRETE, SHIFTED = spaces.Discrete(3), spaces.Discrete(3, start=5)
+MULTI, BINARY = spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(2)
+BOX = spaces.Box(-1.0, 1.0, (2,), np.float32)
+UNEVEN = spaces.Box(np.array([-1.0, 0.0], np.float32), np.array([1.0, 5.0], np.float32))
+UNBOUNDED = spaces.Box(-np.inf, np.inf, (1,), np.float64)
+TYPE_LIMITS = spaces.Box(np.finfo(np.float32).min, np.finfo(np.float32).max, (1,), np.float32)
+TIGHT = spaces.Box(-0.4, 0.4, (1,), np.float64)
+
+GOOD_ACTIONS = [
+    (DISCRETE, np.array([0, 2])),
+    (DISCRETE, np.array([0, 2], np.int32)),
+    (DISCRETE, np.array([0, 2], np.uint8)),
+    (SHIFTED, np.array([5, 7])),
+    (MULTI, np.array([[0, 0], [1, 2]])),
+    (BINARY, np.array([[0, 1], [1, 1]])),
+    (BINARY, np.array([[False, True], [True, True]])),
+    (BOX, np.array([[-1, 1], [0, 0.5]], np.float32)),
+    (UNEVEN, np.array([[-1, 5], [1, 0.0]])),
+    (UNBOUNDED, np.array([[1e30], [-1e30]])),
+    (TYPE_LIMITS, np.array([[1e30], [-1e30]], np.float32)),
+    (TIGHT, np.array([[0.4], [-0.4]], np.float32).astype(np.float64)),  # the bound, rounded up to float32
+]
+
+BAD_ACTIONS = [
+    (DISCRETE, np.array([0, 3]), ValueError, r"actions\[1\] is 3"),
+    (DISCRETE, np.array([-1, 0]), ValueError, r"actions\[0\] is -1"),
+    (DISCRETE, np.array([-1, 0], np.int8), ValueError, r"actions\[0\] is -1"),
+    (DISCRETE, np.array([0]), ValueError, r"actions has shape \(1,\); it must be \(2,\)"),
+    (DISCRETE, np.array([[0], [1]]), ValueError, r"actions has shape \(2, 1\)"),
+    (DISCRETE, np.array([0.0, 1.0]), TypeError, "actions has dtype float64; it must be an integer type"),
+    (DISCRETE, np.array([True, False]), TypeError, "actions has dtype bool"),
+    (DISCRETE, [0, 1], TypeError, "actions is a list"),
+    (SHIFTED, np.array([4, 5]), ValueError, r"actions\[0\] is 4"),
+    (SHIFTED, np.array([7, 8]), ValueError, r"actions\[1\] is 8"),
+    (MULTI, np.array([[0, 0], [2, 0]]), ValueError, r"actions\[1\] is \[2 0\]"),
+    (BINARY, np.array([[0, 2], [0, 0]]), ValueError, r"actions\[0\] is \[0 2\]"),
+    (BOX, np.array([[0, 1.01], [0, 0]]), ValueError, r"actions\[0\]"),
+    (BOX, np.array([[0, 0], [0, np.nan]]), ValueError, r"actions\[1\].*finite"),
+    (BOX, np.array([[0, 0], [-np.inf, 0]]), ValueError, r"actions\[1\]"),
+    (BOX, np.zeros((2, 2), int), TypeError, "it must be floating point"),
+    (BOX, np.zeros((2, 3)), ValueError, "shape"),
+    (UNEVEN, np.array([[0, -0.1], [0, 0]]), ValueError, r"actions\[0\]"),
+    (UNEVEN, np.array([[0, 0], [0, np.nan]]), ValueError, r"actions\[1\]"),
+    (UNBOUNDED, np.array([[np.nan], [0]]), ValueError, r"actions\[0\]"),
+    (UNBOUNDED, np.array([[0], [np.inf]]), ValueError, r"actions\[1\]"),
+    (TIGHT, np.array([[0.41], [0]]), ValueError, r"actions\[0\]"),
+]
+
+
+@pytest.mark.parametrize(("space", "actions"), GOOD_ACTIONS)
+def test_good_actions_pass(space, actions):
+    envs._ActionCheck(space, 2)(actions)
+
+
+@pytest.mark.parametrize(("space", "actions", "error", "message"), BAD_ACTIONS)
+def test_bad_actions_are_named(space, actions, error, message):
+    with pytest.raises(error, match=message):
+        envs._ActionCheck(space, 2)(actions)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Text(5),
+        spaces.Tuple([DISCRETE]),
+        spaces.Dict(a=DISCRETE),
+        spaces.Box(0, 5, (2,), np.int32),
+        spaces.Box(0.0, 1.0, ()),
+        spaces.MultiDiscrete([[2, 2], [2, 2]]),
+    ],
+)
+def test_unsupported_action_spaces_are_named(space):
+    with pytest.raises(TypeError, match=r"(?s)action space .* is not supported; it must be Discrete"):
+        envs._ActionCheck(space, 2)
+
+
+# --- EnvPool ----------------------------------------------------------------------------------------------------------
+
+
+@needs_envpool
+def test_cartpole_next_step_autoreset():
+    pool = make_envs("CartPole-v1", 3, seed=1)
+    assert isinstance(pool, VectorEnv)
+    obs, _ = pool.reset()
+    assert obs.shape == (3, 4)
+    assert pool.observation_space.shape == (3, 4)
+    done_rows = 0
+    was_done = np.zeros(3, bool)
+    for _ in range(100):
+        obs, rewards, terminated, truncated, _ = pool.step(np.ones(3, np.int64))
+        assert rewards[was_done].tolist() == [0.0] * was_done.sum()
+        assert np.all(np.abs(obs[was_done]) <= 0.05)  # CartPole starts within 0.05
+        assert np.all(np.abs(obs[terminated][:, 2]) > 0.2095 - 1e-3)  # the final observation: the pole has fallen
+        assert not truncated.any()
+        was_done = terminated
+        done_rows += terminated.sum()
+    assert done_rows > 15
+
+
+@needs_envpool
+def test_time_limit_is_truncation():
+    pool = make_envs("Pendulum-v1", 2, seed=1, options={"max_episode_steps": 3})
+    pool.reset()
+    flags = [pool.step(np.zeros((2, 1), np.float32))[2:4] for _ in range(4)]
+    assert [bool(terminated.any()) for terminated, _ in flags] == [False] * 4
+    assert [truncated.tolist() for _, truncated in flags] == [[False] * 2] * 2 + [[True] * 2, [False] * 2]
+
+
+def episode(pool, steps=5):
+    observations = [pool.reset()[0]]
+    for _ in range(steps):
+        observations.append(pool.step(np.zeros(pool.num_envs, np.int64))[0])
+    return np.stack(observations)
+
+
+@needs_envpool
+def test_seeds_make_the_trajectory_and_groups_share_them():
+    whole = episode(make_envs("CartPole-v1", 4, seed=1))
+    np.testing.assert_array_equal(whole, episode(make_envs("CartPole-v1", 4, seed=1, num_threads=2)))
+    halves = [episode(make_envs("CartPole-v1", 2, seed=1, first_env=first)) for first in (0, 2)]
+    np.testing.assert_array_equal(whole, np.concatenate(halves, axis=1))
+    starts = whole[0].tolist()
+    for other in ({"seed": 2}, {"purpose": "evaluate"}, {"purpose": "warmup"}, {"rank": 1}, {"rebuild": 1}):
+        pool = make_envs("CartPole-v1", 4, **{"seed": 1, **other})
+        assert not any(row in starts for row in pool.reset()[0].tolist()), other
+
+
+@needs_envpool
+def test_every_steps_actions_are_checked():
+    pool = make_envs("CartPole-v1", 2, seed=1)
+    pool.reset()
+    pool.step(np.array([0, 1]))
+    with pytest.raises(ValueError, match=r"actions\[1\] is 2"):
+        pool.step(np.array([0, 2]))
+    with pytest.raises(ValueError, match="shape"):
+        EnvGroup(pool).send(np.array([0]))
+    pool.step(np.array([0, 1]))
+
+
+@needs_envpool
+def test_the_actions_are_copied():
+    pool, other = (make_envs("Pendulum-v1", 2, seed=1) for _ in range(2))
+    pool.reset(), other.reset()
+    actions = np.ones((2, 1), np.float32)
+    pool.send(actions)
+    actions[:] = -1
+    np.testing.assert_array_equal(pool.recv()[0], other.step(np.ones((2, 1), np.float32))[0])
+
+
+@needs_envpool
+def test_float64_environments():
+    pool = make_envs("HalfCheetah-v4", 2, seed=1)
+    obs, infos = pool.reset()
+    assert obs.dtype == np.float64
+    assert "x_velocity" in infos
+    _, rewards, _, _, infos = pool.step(np.zeros((2, 6), np.float32))
+    assert rewards.shape == infos["x_velocity"].shape == (2,)
+
+
+@needs_envpool
+def test_refusals_of_make_envs():
+    with pytest.raises(ValueError, match=r"env_id is 'CartPole'; it must be one of EnvPool's .*near: CartPole"):
+        make_envs("CartPole", 2, seed=1)
+    with pytest.raises(ValueError, match="options has 'seed'"):
+        make_envs("CartPole-v1", 2, seed=1, options={"seed": 3})
+    with pytest.raises(ValueError, match="num_envs is 0"):
+        make_envs("CartPole-v1", 0, seed=1)
+
+
+@needs_envpool
+def test_refusals_of_the_adapter():
+    import envpool
+
+    pool = make_envs("CartPole-v1", 2, seed=1)
+    with pytest.raises(ValueError, match="seed is 3; it must be None"):
+        pool.reset(seed=3)
+    with pytest.raises(ValueError, match="options is"):
+        pool.reset(options={"a": 1})
+    with pytest.raises(ValueError, match="batch_size 1; it must be num_envs = 2"):
+        EnvPoolVectorEnv(envpool.make("CartPole-v1", env_type="gymnasium", num_envs=2, batch_size=1))
+    pool.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        pool.step(np.array([0, 0]))
+
+
+@needs_envpool
+def test_use_after_fork_is_an_error_not_a_hang(monkeypatch):
+    pool = make_envs("CartPole-v1", 2, seed=1)
+    pool.reset()
+    process = os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: process + 1)
+    with pytest.raises(RuntimeError, match="fork"):
+        pool.step(np.array([0, 0]))
+
+
+@needs_envpool
+def test_auto_threads(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
+    assert auto_threads("CartPole-v1", 64) == 1
+    assert auto_threads("HalfCheetah-v4", 64) == 6
+    assert auto_threads("HalfCheetah-v4", 4) == 4
+
+
+@needs_envpool
+def test_list_envs():
+    names = list_envs()
+    assert names == sorted(names)
+    assert {"CartPole-v1", "HalfCheetah-v4", "Pong-v5"} <= set(names)
+
+
+def test_missing_envpool_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "envpool", None)
+    with pytest.raises(ImportError, match=r"pyppo\[envpool\]"):
+        make_envs("CartPole-v1", 2, seed=1)
+
+
+@needs_envpool
+def test_wrappers_compose():
+    env = gym.wrappers.vector.TransformReward(make_envs("CartPole-v1", 2, seed=1), lambda rewards: rewards * 10)
+    group = EnvGroup(env)
+    group.reset(seed=5)
+    group.send(np.array([0, 1]))
+    assert group.recv().rewards.tolist() == [10.0, 10.0]
+    with pytest.raises(ValueError, match=r"actions\[0\] is 7"):
+        group.send(np.array([7, 0]))
+
+
+# --- EnvGroup ---------------------------------------------------------------------------------------------------------
+
+
+class Silent(probes.ConstantReward):
+    """Says nothing about its autoreset mode, or what it is told to."""
+
+    def __init__(self, mode=None, obs_space=None):
+        super().__init__(num_envs=2)
+        self.metadata = {} if mode is None else {"autoreset_mode": mode}
+        self.single_observation_space = obs_space or self.single_observation_space
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, "NextStep", "next_step"])
+def test_autoreset_mode_is_read(mode):
+    assert EnvGroup(Silent(mode)).autoreset == "next_step"
+    assert EnvGroup(Silent(), autoreset_mode="next_step").autoreset == "next_step"
+    assert EnvGroup(Silent(AutoresetMode.SAME_STEP)).autoreset == "same_step"
+
+
+def test_an_unsaid_autoreset_mode_is_asked_for():
+    with pytest.raises(ValueError, match=r"Silent does not say .*\?") as error:
+        EnvGroup(Silent())
+    assert "autoreset_mode='next_step'" in str(error.value)
+    assert "autoreset_mode='same_step'" in str(error.value)
+    with pytest.raises(ValueError, match="autoreset disabled; it must reset finished episodes itself"):
+        EnvGroup(Silent(AutoresetMode.DISABLED))
+    with pytest.raises(ValueError, match="autoreset_mode is 'sometimes'; it must be"):
+        EnvGroup(Silent(), autoreset_mode="sometimes")
+
+
+def test_refusals_of_the_group():
+    with pytest.raises(TypeError, match="env is a CartPoleEnv; it must be a gymnasium.vector.VectorEnv"):
+        EnvGroup(gym.make("CartPole-v1").unwrapped)
+    with pytest.raises(TypeError, match=r"observation space 'obs' is Discrete\(3\); it must be a Box"):
+        EnvGroup(Silent("NextStep", DISCRETE))
+    with pytest.raises(TypeError, match=r"observation space 'b' is Discrete\(3\)"):
+        EnvGroup(Silent("NextStep", spaces.Dict(a=BOX, b=DISCRETE)))
+    with pytest.raises(ValueError, match=r"observation 'obs' has shape \(2, 1\); it must be \(2, 7\)"):
+        EnvGroup(Silent("NextStep", spaces.Box(0, 1, (7,)))).reset()
+    group = EnvGroup(Silent("NextStep"))
+    group.reset()
+    with pytest.raises(RuntimeError, match="recv was called before send"):
+        group.recv()
+
+
+def gymnasium_envs(mode, kind=SyncVectorEnv, **kwargs):
+    def make():
+        return gym.make("CartPole-v1", max_episode_steps=9)
+
+    return kind([make] * 3, autoreset_mode=mode, **kwargs)
+
+
+@pytest.mark.parametrize("kind", [SyncVectorEnv, AsyncVectorEnv])
+def test_gymnasium_environments_are_seeded_by_the_list(kind):
+    group = EnvGroup(gymnasium_envs(AutoresetMode.NEXT_STEP, kind), first_env=4)
+    first = group.reset(seed=1)["obs"].copy()
+    np.testing.assert_array_equal(first, group.reset(seed=1)["obs"])
+    for i, row in enumerate(first):
+        expected, _ = gym.make("CartPole-v1").reset(seed=env_seed(1, "train", 0, 4 + i, 0))
+        np.testing.assert_array_equal(row, expected)
+    group.close()
+
+
+def test_same_step_final_observations():
+    same, following = (EnvGroup(gymnasium_envs(mode)) for mode in (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP))
+    same.reset(seed=1)
+    following.reset(seed=1)
+    for step in range(9):
+        for group in (same, following):
+            group.send(np.array([step % 2] * 3))
+        same_step, next_step = same.recv(), following.recv()
+        assert next_step.final_obs is None
+        if step < 8:
+            assert same_step.final_obs is None
+    assert same_step.truncated.tolist() == next_step.truncated.tolist() == [True] * 3
+    np.testing.assert_array_equal(same_step.final_obs["obs"], next_step.obs["obs"])
+    assert not np.array_equal(same_step.obs["obs"], next_step.obs["obs"])
+
+
+class DictEnv(gym.Env):
+    """One step long; counts its episodes in both entries."""
+
+    observation_space = spaces.Dict(a=spaces.Box(-9, 9, (2,)), b=spaces.Box(0, 9, (), np.uint8))
+    action_space = DISCRETE
+
+    def __init__(self):
+        self.count = 0
+
+    def reset(self, *, seed=None, options=None):
+        self.count += 1
+        return self._observe(), {}
+
+    def step(self, action):
+        self.count += 1
+        return self._observe(), 1.0, False, True, {}
+
+    def _observe(self):
+        return {"a": np.full(2, self.count, np.float32), "b": np.array(self.count, np.uint8)}
+
+
+def test_dict_observations():
+    group = EnvGroup(SyncVectorEnv([DictEnv] * 2, autoreset_mode=AutoresetMode.SAME_STEP))
+    obs = group.reset()
+    assert (obs["a"].shape, obs["b"].tolist()) == ((2, 2), [1, 1])
+    group.send(np.array([0, 1]))
+    step = group.recv()
+    assert step.final_obs["b"].tolist() == [2, 2]
+    assert step.final_obs["a"].tolist() == [[2, 2], [2, 2]]
+    assert step.obs["b"].tolist() == [3, 3]
+
+
+def test_missing_final_obs_is_named():
+    group = EnvGroup(Silent(AutoresetMode.SAME_STEP))
+    group.reset()
+    group.send(np.array([0, 0]))
+    with pytest.raises(ValueError, match="infos has no 'final_obs'"):
+        group.recv()
+
+
+def test_final_obs_as_a_batch_takes_the_done_rows():
+    group = EnvGroup(probes.Scripted([[(1, "T")], [(2, "C")], [(1, "C")]], same_step=True))
+    group.reset()
+    group.send(np.array([0, 0, 0]))
+    assert group.recv().final_obs["obs"].tolist() == [[1.0], [2001.0]]

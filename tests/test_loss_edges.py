@@ -1,0 +1,163 @@
+"""The losses at the edges: nothing to sum, sure choices, ratios beyond the float range, infinite KL."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from cases import (
+    FAMILIES,
+    PLAIN,
+    assert_same_loss,
+    cast,
+    family_parameters,
+    generator,
+    loss_case,
+    normal,
+    random_actions,
+    surrogate_case,
+    with_gradients,
+)
+
+from pyppo import ops, reference
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("family", FAMILIES[:3])
+@pytest.mark.parametrize("scale", [30.0, 1e3, 1e5])
+def test_extreme_logits(family: str, scale: float, dtype: torch.dtype) -> None:
+    """Sure choices: probabilities of exactly 0 and 1, and everything stays finite."""
+    g = generator(15)
+    parameters = family_parameters(g, family, 40, 6)
+    parameters["logits"] = (scale * parameters["logits"].sign() + parameters["logits"]).to(dtype)
+    best = parameters["logits"] > 0
+    mask = None if family == "bernoulli" else best | (torch.arange(6) % 2 == 0)
+    if family == "multi_categorical":
+        parameters["nvec"], mask = (6,), best | (torch.arange(6) % 2 == 0)
+    actions = best.long() if family == "bernoulli" else random_actions(g, parameters, mask)
+    d = reference.make_distribution(
+        family, parameters["logits"].double(), nvec=parameters.get("nvec"), action_mask=mask
+    )
+    case = {
+        **parameters,
+        "actions": actions,
+        "action_mask": mask,
+        "ent_coef": 0.1,
+        "old_logp": (d.log_prob(actions) + 0.1).to(dtype),
+        "advantages": normal(g, 40).to(dtype),
+    }
+    actual = with_gradients(ops.ppo_loss, case)
+    assert all(math.isfinite(x) for x in actual[1].values())
+    expected = with_gradients(reference.ppo_loss, cast(case, torch.float64))
+    # A log-prob of -2e5 has no digits left in float32 for the ratio: there finite is all.
+    if dtype == torch.float64 or scale < 100:
+        tolerance = 1e-4 if dtype == torch.float32 else 1e-11
+        assert float(actual[0]) == pytest.approx(float(expected[0]), abs=tolerance)
+        for name, gradient in expected[2].items():
+            torch.testing.assert_close(actual[2][name].double(), gradient, rtol=0, atol=tolerance)
+    assert all(torch.isfinite(gradient).all() for gradient in actual[2].values())
+
+
+@pytest.mark.parametrize("log_std", [-8.0, 0.0, 6.0])
+def test_narrow_and_wide_normals(log_std: float) -> None:
+    case = loss_case(16, "normal", 50, 3, PLAIN)
+    case["log_std"] = torch.full((3,), log_std, dtype=torch.float64)
+    case["actions"] = case["mean"] + math.exp(log_std) * normal(generator(1), 50, 3)
+    case["old_logp"] = reference.Normal(case["mean"], case["log_std"]).log_prob(case["actions"]) - 0.1
+    expected = with_gradients(reference.ppo_loss, case)
+    assert_same_loss(with_gradients(ops.ppo_loss, case), expected, 1e-11)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_rows_at_all(family: str) -> None:
+    case = loss_case(1, family, 5, 3, {**PLAIN, "norm_adv": True})
+    if family == "normal":
+        case["log_std"] = torch.zeros(3, dtype=torch.float64)
+    empty = {k: v[:0] if isinstance(v, torch.Tensor) and k != "log_std" else v for k, v in case.items()}
+    loss, metrics, grads = with_gradients(ops.ppo_loss, empty)
+    assert float(loss) == 0.0
+    assert not any(metrics.values())
+    for name, gradient in grads.items():
+        assert gradient.shape == empty[name].shape
+        assert not gradient.any()
+
+
+def test_no_elements_and_a_single_number() -> None:
+    case = surrogate_case(2, (3,), PLAIN)
+    for shape in ((0,), (0, 4), (4, 0)):
+        empty = {k: torch.zeros(shape) if isinstance(v, torch.Tensor) else v for k, v in case.items()}
+        loss, metrics, _ = with_gradients(ops.surrogate_loss, empty, ("logp",))
+        assert float(loss) == 0.0
+        assert not any(metrics.values())
+    first = {k: v[0] if isinstance(v, torch.Tensor) else v for k, v in case.items()}
+    expected = with_gradients(reference.surrogate_loss, first, ("logp", "values"))
+    assert_same_loss(with_gradients(ops.surrogate_loss, first, ("logp", "values")), expected, 1e-13)
+
+
+# The ratio is e^200, beyond float32: (A, dual clip) -> (policy, d policy / d logp)
+OVERFLOWS = [(1.0, None, -1.2, 0.0), (-1.0, 3.0, 3.0, 0.0), (-1.0, None, math.inf, math.inf)]
+
+
+@pytest.mark.parametrize(("advantage", "dual_clip", "policy", "slope"), OVERFLOWS)
+def test_ratio_beyond_the_float_range(advantage: float, dual_clip: float | None, policy: float, slope: float) -> None:
+    """Where a bound holds, loss and gradient are the bound's, not 0 times infinity."""
+    case: dict[str, Any] = {"logp": torch.tensor([0.0]), "old_logp": torch.tensor([-200.0])}
+    case |= {"advantages": torch.tensor([advantage]), "dual_clip": dual_clip}
+    loss, metrics, grads = with_gradients(ops.surrogate_loss, case, ("logp",))
+    assert float(loss) == pytest.approx(policy)
+    assert metrics["clip_fraction"] == 1.0
+    assert grads["logp"].item() == slope
+
+
+def test_ratio_of_zero() -> None:
+    case = {"logp": torch.tensor([-500.0]), "old_logp": torch.zeros(1), "advantages": torch.ones(1)}
+    loss, metrics, grads = with_gradients(ops.surrogate_loss, case, ("logp",))
+    assert float(loss) == 0.0
+    assert grads["logp"].item() == 0.0
+    assert metrics["approx_kl"] == pytest.approx(499.0)
+
+
+@pytest.mark.parametrize("objective", ["clip", "unclipped"])
+@pytest.mark.parametrize("family", FAMILIES[:3])
+def test_infinite_kl_that_only_monitors(family: str, objective: str) -> None:
+    """An action that the old policy could take and the new one cannot: KL is infinite, and no part of this loss."""
+    case = loss_case(3, family, 20, 6, {**PLAIN, "objective": objective})
+    case["old_logits"] = case["logits"].clone()
+    case["actions"] = torch.zeros_like(case["actions"])
+    case["logits"] = case["logits"].clone()
+    case["nvec"] = (6,) if family == "multi_categorical" else None
+    if family == "multi_categorical":
+        case["actions"] = case["actions"][:, :1]
+    case["logits"][:, 5] = -math.inf
+    with_kl, without = (with_gradients(ops.ppo_loss, {**case, "old_logits": x}) for x in (case["old_logits"], None))
+    assert with_kl[1]["kl"] == math.inf
+    assert math.isfinite(float(without[0]))
+    assert torch.equal(with_kl[0], without[0])
+    assert torch.equal(with_kl[2]["logits"], without[2]["logits"])
+
+
+def test_infinite_kl_given_to_the_surrogate_loss() -> None:
+    case = surrogate_case(4, (9,), PLAIN)
+    expected = ops.surrogate_loss(**case)[0]
+    assert torch.equal(ops.surrogate_loss(**case, kl=torch.full((9,), math.inf).double())[0], expected)
+
+
+def test_nan_that_counts_is_not_hidden() -> None:
+    """A NaN in a row that counts must reach the loss: silence would train on it."""
+    for name in ("logits", "old_logp", "advantages", "values", "returns"):
+        case = loss_case(5, "categorical", 30, 4, PLAIN)
+        case[name].view(30, -1)[17, 0] = math.nan
+        loss, _ = ops.ppo_loss(**case)
+        assert loss.isnan(), name
+
+
+def test_no_second_derivative() -> None:
+    """There is none; asking for it is an error rather than a wrong number."""
+    case = loss_case(6, "categorical", 10, 3, PLAIN)
+    logits = case["logits"].requires_grad_()
+    loss, _ = ops.ppo_loss(**case)
+    (gradient,) = torch.autograd.grad(loss * logits.sum(), logits, create_graph=True)
+    with pytest.raises(RuntimeError):
+        gradient.square().sum().backward()

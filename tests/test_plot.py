@@ -1,0 +1,66 @@
+"""Learning curves: what is drawn, and how runs are grouped."""
+
+import math
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from pyppo import plot, report
+from pyppo.checkpoint import new_run_dir
+from pyppo.config import Config
+
+
+def run_with(tmp_path, returns, steps=None, **fields):
+    path = new_run_dir(tmp_path, Config(**{"env_id": "Toy-v0", **fields}))
+    metrics = report.MetricsFile(path / "metrics.jsonl")
+    for step, value in zip(steps or range(10, 10 * len(returns) + 10, 10), returns, strict=True):
+        metrics({"step": step, "episode_return": value})
+    metrics.close()
+    return path
+
+
+def drawn(path):
+    picture = imread(path)
+    return picture.shape[0] > 200 and picture[..., :3].std() > 0.01
+
+
+def test_one_history(tmp_path):
+    path = plot.plot_history({"step": [1, 2, 3], "episode_return": [math.nan, 1.0, 2.0]}, tmp_path / "a" / "curve.png")
+    assert drawn(path)
+    with pytest.raises(ValueError, match="no finished episode"):
+        plot.plot_history({"step": [1], "episode_return": [math.nan]}, tmp_path / "curve.png")
+
+
+def test_seeds_become_one_curve_and_settings_a_label(tmp_path):
+    runs = [
+        run_with(tmp_path, [0.0, 10.0, 20.0], seed=1),
+        run_with(tmp_path, [10.0, 20.0, 30.0], seed=2),
+        run_with(tmp_path, [5.0, 5.0], seed=1, learning_rate=1e-3),
+        run_with(tmp_path, [1.0], env_id="Other-v0"),
+    ]
+    groups = plot._group(runs)
+    assert set(groups) == {"Toy-v0", "Other-v0"}
+    assert {label: len(curves) for label, curves in groups["Toy-v0"].items()} == {
+        "learning_rate 0.0003": 2, "learning_rate 0.001": 1,
+    }  # fmt: skip
+    assert list(groups["Other-v0"]) == [""]
+    assert drawn(plot.plot_runs(runs, tmp_path / "curves.png"))
+
+
+def test_curves_meet_on_the_steps_that_all_have(tmp_path):
+    first = np.array([0.0, 10.0, 20.0]), np.array([0.0, 10.0, 20.0])
+    second = np.array([5.0, 30.0]), np.array([0.0, 25.0])
+    steps, returns = plot._align([first, second])
+    assert (steps[0], steps[-1]) == (5.0, 20.0)
+    np.testing.assert_allclose(returns[0] - returns[1], 5.0)
+
+
+def test_what_is_no_run(tmp_path):
+    with pytest.raises(ValueError, match="runs is empty"):
+        plot.plot_runs([], tmp_path / "x.png")
+    with pytest.raises(ValueError, match="not a usable run folder"):
+        plot.plot_runs([tmp_path], tmp_path / "x.png")
+    begun = new_run_dir(tmp_path, Config("Toy-v0"))
+    with pytest.raises(ValueError, match=r"no metrics\.jsonl"):
+        plot.plot_runs([begun], tmp_path / "x.png")
