@@ -142,17 +142,20 @@ void raise_row_error(const RowErrors& errors) {
     throw std::invalid_argument("actions has an impossible action in row " + std::to_string(errors.action) +
                                 "; each must be in range and allowed by action_mask");
   if (errors.distribution >= 0)
-    throw std::invalid_argument("logits, mean or log_std allow no action in row " +
-                                std::to_string(errors.distribution) +
-                                ": action_mask must allow at least one action, and a distribution to draw from must be finite");
+    throw std::invalid_argument(
+        "logits, mean or log_std allow no action in row " + std::to_string(errors.distribution) +
+        ": action_mask must allow at least one action, and a distribution to draw from must be finite");
 }
 
-// Two int64 on the device that a kernel's row errors go to, or nullptr.
-int64_t* error_flags(const Tensor& flags, const Tensor& like) {
+// Two int64 on a CUDA device that a kernel's row errors go to: what `errors`, given the device's index, returns.
+int64_t* error_flags(py::handle errors, const Tensor& like) {
+  if (errors.is_none()) return nullptr;
+  const py::object object = errors(like.device.id);
+  const Borrow flags(object.ptr(), "errors", Access::write);
   require_dtype(flags, {kInt64});
   require_shape(flags, {2});
   require_same_device(flags, like);
-  return flags.present ? flags.as<int64_t>() : nullptr;
+  return flags->as<int64_t>();  // the caller keeps it: freed or not, its memory outlives the launch
 }
 
 // ---- gae ------------------------------------------------------------------------------------------------------------
@@ -180,9 +183,19 @@ py::tuple gae(py::handle rewards_, py::handle values_, py::handle terminated_, p
   require_number(gamma >= 0 && gamma <= 1, "gamma", gamma, "in [0, 1]");
   require_number(gae_lambda >= 0 && gae_lambda <= 1, "gae_lambda", gae_lambda, "in [0, 1]");
 
-  GaeArgs args{dtype_of(rewards), num_steps, num_envs, rewards->data, values->data, final_values->data,
-               terminated->as<uint8_t>(), truncated->as<uint8_t>(), valid->as<uint8_t>(),
-               given_advantages->data, given_returns->data, gamma, gae_lambda};
+  GaeArgs args{dtype_of(rewards),
+               num_steps,
+               num_envs,
+               rewards->data,
+               values->data,
+               final_values->data,
+               terminated->as<uint8_t>(),
+               truncated->as<uint8_t>(),
+               valid->as<uint8_t>(),
+               given_advantages->data,
+               given_returns->data,
+               gamma,
+               gae_lambda};
   const bool given = bool(given_advantages);
   if (given != bool(given_returns)) fail_missing(given ? "out[1]" : "out[0]", "with the other output");
   py::object out_advantages, out_returns;
@@ -286,16 +299,15 @@ LossArgs check_loss(const LossInputs& in, const LossOptions& options, const Tens
   if (in.denominator && in.denominator->numel() != 1) require_shape(in.denominator, {}, "a scalar");
   for (const Borrow* t : {&in.old_logp, &in.advantages, &in.values, &in.old_values, &in.returns, &in.weights})
     require_rows(*t, rows);
-  for (const Borrow* t : {&in.old_logp, &in.advantages, &in.values, &in.old_values, &in.returns, &in.weights,
-                          &in.denominator})
+  for (const Borrow* t :
+       {&in.old_logp, &in.advantages, &in.values, &in.old_values, &in.returns, &in.weights, &in.denominator})
     require_same_device(*t, network);
 
   LossArgs args{};
   read_options(args, options);
   if (in.values && !in.returns) fail_missing("returns", "with values");
   if (in.returns && !in.values) fail_missing("values", "with returns");
-  if (in.values && std::isfinite(args.value_clip) && !in.old_values)
-    fail_missing("old_values", "with value_clip_coef");
+  if (in.values && std::isfinite(args.value_clip) && !in.old_values) fail_missing("old_values", "with value_clip_coef");
   const bool flags = in.weights && in.weights->is_flag();
   args.dtype = dtype == kFloat64 ? DType::f64 : DType::f32;
   args.network_dtype = dtype_of(network);
@@ -368,8 +380,9 @@ struct DistributionInputs {
   std::vector<int64_t> nvec;
 
   const Tensor& network() const { return family == Family::normal ? *mean : *logits; }
-  int64_t num_actions() const { return family == Family::normal || family == Family::bernoulli
-                                           ? network().size(1) : int64_t(nvec.size()); }
+  int64_t num_actions() const {
+    return family == Family::normal || family == Family::bernoulli ? network().size(1) : int64_t(nvec.size());
+  }
 };
 
 std::vector<int64_t> read_nvec(py::handle nvec) {
@@ -399,9 +412,10 @@ void refuse(bool given, const char* name, const char* with) {
 
 DistributionInputs check_distribution(py::handle distribution, py::handle logits, py::handle mean, py::handle log_std,
                                       py::handle nvec, py::handle action_mask, Access access) {
-  DistributionInputs in{Borrow::optional(logits.ptr(), "logits", access), Borrow::optional(mean.ptr(), "mean", access),
-                        Borrow::optional(log_std.ptr(), "log_std", access), Borrow::optional(action_mask.ptr(), "action_mask"),
-                        family_of(distribution, !mean.is_none(), !nvec.is_none()), {}};
+  DistributionInputs in{
+      Borrow::optional(logits.ptr(), "logits", access),          Borrow::optional(mean.ptr(), "mean", access),
+      Borrow::optional(log_std.ptr(), "log_std", access),        Borrow::optional(action_mask.ptr(), "action_mask"),
+      family_of(distribution, !mean.is_none(), !nvec.is_none()), {}};
   const bool normal = in.family == Family::normal;
   if (normal) {
     refuse(bool(in.logits), "logits", "a normal distribution");
@@ -493,16 +507,15 @@ py::tuple ppo_loss_grad(py::handle distribution, py::handle logits, py::handle m
                         py::handle weights, py::handle denominator, py::handle old_logits_, py::handle old_mean_,
                         py::handle old_log_std_, py::handle objective, py::handle clip_coef, py::handle clip_coef_high,
                         py::handle dual_clip, py::handle value_clip_coef, py::handle kl_coef, py::handle ent_coef,
-                        py::handle vf_coef, py::handle norm_adv, py::handle errors_, py::handle attached) {
+                        py::handle vf_coef, py::handle norm_adv, py::handle errors, py::handle attached) {
   const Access access = network_access(attached);
   const DistributionInputs dist = check_distribution(distribution, logits, mean, log_std, nvec, action_mask, access);
   const Tensor& network = dist.network();
   const bool normal = dist.family == Family::normal;
   const LossInputs in = borrow_loss(old_logp, advantages, values, old_values, returns, weights, denominator, access);
   const Borrow actions(actions_.ptr(), "actions"), old_logits = Borrow::optional(old_logits_.ptr(), "old_logits"),
-               old_mean = Borrow::optional(old_mean_.ptr(), "old_mean"),
-               old_log_std = Borrow::optional(old_log_std_.ptr(), "old_log_std"),
-               errors = Borrow::optional(errors_.ptr(), "errors", Access::write);
+                                                   old_mean = Borrow::optional(old_mean_.ptr(), "old_mean"),
+                                                   old_log_std = Borrow::optional(old_log_std_.ptr(), "old_log_std");
   check_actions(actions, dist);
   check_old(old_logits, dist.logits, !normal);
   check_old(old_mean, dist.mean, normal);
@@ -550,7 +563,7 @@ py::tuple surrogate_loss_grad(py::handle logp_, py::handle old_logp, py::handle 
                               py::handle attached) {
   const Access access = network_access(attached);
   const Borrow logp(logp_.ptr(), "logp", access), entropy = Borrow::optional(entropy_.ptr(), "entropy", access),
-               kl = Borrow::optional(kl_.ptr(), "kl", access);
+                                                  kl = Borrow::optional(kl_.ptr(), "kl", access);
   require_network_float(logp);
   for (const Borrow* t : {&entropy, &kl}) {
     require_same_shape(*t, logp);
@@ -591,14 +604,14 @@ py::tuple surrogate_loss_grad(py::handle logp_, py::handle old_logp, py::handle 
 
 py::tuple sample(py::handle distribution, py::handle logits, py::handle mean, py::handle log_std, py::handle nvec,
                  py::handle action_mask, py::handle seed, py::handle step, py::handle row_offset,
-                 py::handle deterministic, py::handle errors_) {
-  const DistributionInputs dist = check_distribution(distribution, logits, mean, log_std, nvec, action_mask, Access::read);
+                 py::handle deterministic, py::handle errors) {
+  const DistributionInputs dist =
+      check_distribution(distribution, logits, mean, log_std, nvec, action_mask, Access::read);
   const Tensor& network = dist.network();
   const int64_t batch = network.size(0);
   if (step.is_none()) fail_missing("step", "as a number or a tensor");
   const bool number = PyLong_Check(step.ptr());
-  const Borrow steps = Borrow::optional(number ? Py_None : step.ptr(), "step"),
-               errors = Borrow::optional(errors_.ptr(), "errors", Access::write);
+  const Borrow steps = Borrow::optional(number ? Py_None : step.ptr(), "step");
   require_dtype(steps, {kInt64});
   require_shape(steps, {batch}, "[B]");
   require_same_device(steps, network);
@@ -639,14 +652,15 @@ py::tuple sample(py::handle distribution, py::handle logits, py::handle mean, py
 // ---- adam, permutation ----------------------------------------------------------------------------------------------
 
 py::object adam(py::handle params_, py::handle grads_, py::handle exp_avg_, py::handle exp_avg_sq_, py::handle step_,
-                py::handle learning_rate, py::handle beta1_, py::handle beta2_, py::handle eps_, py::handle weight_decay_,
-                py::handle max_grad_norm, py::handle skip_) {
-  const double beta1 = number_of(beta1_, "betas[0]"), beta2 = number_of(beta2_, "betas[1]"), eps = number_of(eps_, "eps"),
-               weight_decay = number_of(weight_decay_, "weight_decay");
+                py::handle learning_rate, py::handle beta1_, py::handle beta2_, py::handle eps_,
+                py::handle weight_decay_, py::handle max_grad_norm, py::handle skip_) {
+  const double beta1 = number_of(beta1_, "betas[0]"), beta2 = number_of(beta2_, "betas[1]"),
+               eps = number_of(eps_, "eps"), weight_decay = number_of(weight_decay_, "weight_decay");
   const bool number = PyFloat_Check(learning_rate.ptr()) || PyLong_Check(learning_rate.ptr());
   const Borrow params(params_.ptr(), "params", Access::write), grads(grads_.ptr(), "grads"),
       exp_avg(exp_avg_.ptr(), "exp_avg", Access::write), exp_avg_sq(exp_avg_sq_.ptr(), "exp_avg_sq", Access::write),
-      step(step_.ptr(), "step", Access::write), skip = Borrow::optional(skip_.ptr(), "skip"),
+      step(step_.ptr(), "step", Access::write),
+      skip = Borrow::optional(skip_.ptr(), "skip"),
       rate = number ? Borrow::optional(Py_None, "learning_rate") : Borrow(learning_rate.ptr(), "learning_rate");
   require_float(params);
   require_rank(params, 1, "[P]");
@@ -754,7 +768,7 @@ PYBIND11_MODULE(_C, m) {
   using namespace pyppo;
   using namespace py::literals;
   m.doc() = "pyppo's kernels. Arguments are positional; pyppo.ops is the documented face.";
-  py::register_exception_translator([](std::exception_ptr pointer) {
+  py::register_local_exception_translator([](std::exception_ptr pointer) {
     try {
       if (pointer) std::rethrow_exception(pointer);
     } catch (const TypeError& error) {
@@ -763,11 +777,21 @@ PYBIND11_MODULE(_C, m) {
       // already set
     }
   });
-  m.def("gae", &gae, "rewards"_a, "values"_a, "terminated"_a, "truncated"_a, "valid"_a, "final_values"_a, "advantages"_a, "returns"_a, "gamma"_a, "gae_lambda"_a, py::pos_only());
-  m.def("ppo_loss_grad", &ppo_loss_grad, "distribution"_a, "logits"_a, "mean"_a, "log_std"_a, "nvec"_a, "action_mask"_a, "actions"_a, "old_logp"_a, "advantages"_a, "values"_a, "old_values"_a, "returns"_a, "weights"_a, "denominator"_a, "old_logits"_a, "old_mean"_a, "old_log_std"_a, "objective"_a, "clip_coef"_a, "clip_coef_high"_a, "dual_clip"_a, "value_clip_coef"_a, "kl_coef"_a, "ent_coef"_a, "vf_coef"_a, "norm_adv"_a, "errors"_a, "attached"_a, py::pos_only());
-  m.def("surrogate_loss_grad", &surrogate_loss_grad, "logp"_a, "old_logp"_a, "advantages"_a, "entropy"_a, "values"_a, "old_values"_a, "returns"_a, "kl"_a, "weights"_a, "denominator"_a, "objective"_a, "clip_coef"_a, "clip_coef_high"_a, "dual_clip"_a, "value_clip_coef"_a, "kl_coef"_a, "ent_coef"_a, "vf_coef"_a, "norm_adv"_a, "attached"_a, py::pos_only());
-  m.def("sample", &sample, "distribution"_a, "logits"_a, "mean"_a, "log_std"_a, "nvec"_a, "action_mask"_a, "seed"_a, "step"_a, "row_offset"_a, "deterministic"_a, "errors"_a, py::pos_only());
-  m.def("adam", &adam, "params"_a, "grads"_a, "exp_avg"_a, "exp_avg_sq"_a, "step"_a, "learning_rate"_a, "beta1"_a, "beta2"_a, "eps"_a, "weight_decay"_a, "max_grad_norm"_a, "skip"_a, py::pos_only());
+  m.def("gae", &gae, "rewards"_a, "values"_a, "terminated"_a, "truncated"_a, "valid"_a, "final_values"_a,
+        "advantages"_a, "returns"_a, "gamma"_a, "gae_lambda"_a, py::pos_only());
+  m.def("ppo_loss_grad", &ppo_loss_grad, "distribution"_a, "logits"_a, "mean"_a, "log_std"_a, "nvec"_a, "action_mask"_a,
+        "actions"_a, "old_logp"_a, "advantages"_a, "values"_a, "old_values"_a, "returns"_a, "weights"_a,
+        "denominator"_a, "old_logits"_a, "old_mean"_a, "old_log_std"_a, "objective"_a, "clip_coef"_a,
+        "clip_coef_high"_a, "dual_clip"_a, "value_clip_coef"_a, "kl_coef"_a, "ent_coef"_a, "vf_coef"_a, "norm_adv"_a,
+        "errors"_a, "attached"_a, py::pos_only());
+  m.def("surrogate_loss_grad", &surrogate_loss_grad, "logp"_a, "old_logp"_a, "advantages"_a, "entropy"_a, "values"_a,
+        "old_values"_a, "returns"_a, "kl"_a, "weights"_a, "denominator"_a, "objective"_a, "clip_coef"_a,
+        "clip_coef_high"_a, "dual_clip"_a, "value_clip_coef"_a, "kl_coef"_a, "ent_coef"_a, "vf_coef"_a, "norm_adv"_a,
+        "attached"_a, py::pos_only());
+  m.def("sample", &sample, "distribution"_a, "logits"_a, "mean"_a, "log_std"_a, "nvec"_a, "action_mask"_a, "seed"_a,
+        "step"_a, "row_offset"_a, "deterministic"_a, "errors"_a, py::pos_only());
+  m.def("adam", &adam, "params"_a, "grads"_a, "exp_avg"_a, "exp_avg_sq"_a, "step"_a, "learning_rate"_a, "beta1"_a,
+        "beta2"_a, "eps"_a, "weight_decay"_a, "max_grad_norm"_a, "skip"_a, py::pos_only());
   m.def("permutation", &permutation, "out"_a, "seed"_a, "iteration"_a, "epoch"_a, py::pos_only());
   m.def("philox", &philox, "key"_a, "c0"_a, "c1"_a, "c2"_a, "c3"_a, py::pos_only());
   m.def("set_num_threads", &set_num_threads, "count"_a, py::pos_only());

@@ -65,18 +65,27 @@ struct LossArgs {
   void* stats;     // [8], see LossStat; dtype
 };
 
-enum LossStat { stat_loss, stat_policy, stat_value, stat_entropy, stat_approx_kl, stat_clip_fraction, stat_kl,
-                stat_denominator, num_loss_stats };
+enum LossStat {
+  stat_loss,
+  stat_policy,
+  stat_value,
+  stat_entropy,
+  stat_approx_kl,
+  stat_clip_fraction,
+  stat_kl,
+  stat_denominator,
+  num_loss_stats
+};
 
 // Normal: logits, nvec, mask unused. Others: mean and log_std unused.
 struct DistributionArgs {
   Distribution kind;
-  int64_t width;             // categorical: sum of nvec; bernoulli, normal: dimensions
-  const int64_t* nvec;       // host pointer, [num_parts]; categorical only
-  int64_t num_parts;         // categorical: K; else width
-  const void* logits;        // [B, width]
-  const void* mean;          // [B, width]
-  const void* log_std;       // [width], or [B, width] when per_sample_log_std
+  int64_t width;        // categorical: sum of nvec; bernoulli, normal: dimensions
+  const int64_t* nvec;  // host pointer, [num_parts]; categorical only
+  int64_t num_parts;    // categorical: K; else width
+  const void* logits;   // [B, width]
+  const void* mean;     // [B, width]
+  const void* log_std;  // [width], or [B, width] when per_sample_log_std
   bool per_sample_log_std;
   const uint8_t* action_mask;  // [B, width], nullable; 1 = allowed
 };
@@ -84,9 +93,9 @@ struct DistributionArgs {
 struct PpoLossArgs {
   LossArgs loss;
   DistributionArgs dist;
-  const void* actions;   // categorical [B, K] integers, bernoulli [B, D] integers, normal [B, D] of loss.dtype
-  int action_bytes;      // size of an integer action: 1 (bernoulli), 4 or 8
-  const void* old_logits;   // for the exact KL, network_dtype; null: KL is reported as 0
+  const void* actions;     // categorical [B, K] integers, bernoulli [B, D] integers, normal [B, D] of loss.dtype
+  int action_bytes;        // size of an integer action: 1 (bernoulli), 4 or 8
+  const void* old_logits;  // for the exact KL, network_dtype; null: KL is reported as 0
   const void* old_mean;
   const void* old_log_std;  // shape as log_std
   void* d_logits;           // gradients, shaped as their inputs; network_dtype
@@ -129,13 +138,13 @@ struct AdamArgs {
   const void* grads;
   void* exp_avg;
   void* exp_avg_sq;
-  int64_t* step;                   // one element, incremented by an applied step
-  const void* learning_rate_ptr;   // scalar on the device, nullable
+  int64_t* step;                  // one element, incremented by an applied step
+  const void* learning_rate_ptr;  // scalar on the device, nullable
   double learning_rate;
   double beta1, beta2, eps, weight_decay;
-  double max_grad_norm;   // +inf: no clipping
-  const uint8_t* skip;    // one element, nullable; non-zero: nothing changes
-  void* grad_norm;        // one element of dtype: the norm before clipping
+  double max_grad_norm;  // +inf: no clipping
+  const uint8_t* skip;   // one element, nullable; non-zero: nothing changes
+  void* grad_norm;       // one element of dtype: the norm before clipping
 };
 
 // --- permutation -----------------------------------------------------------------------------------------------------

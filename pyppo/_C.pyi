@@ -1,5 +1,6 @@
 """The compiled kernels as csrc/bindings.cpp has them: positional only. `pyppo.ops` is the documented face."""
 
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -50,7 +51,7 @@ def ppo_loss_grad(
     ent_coef: float,
     vf_coef: float,
     norm_adv: bool,
-    errors: Tensor | None,
+    errors: Callable[[int], Tensor] | None,
     attached: bool,
     /,
 ) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]: ...
@@ -92,7 +93,7 @@ def sample(
     step: int | Tensor,
     row_offset: int,
     deterministic: bool,
-    errors: Tensor | None,
+    errors: Callable[[int], Tensor] | None,
     /,
 ) -> tuple[Tensor, Tensor, Tensor]: ...
 

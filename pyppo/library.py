@@ -18,13 +18,12 @@ from pyppo import _C
 error_flags: dict[torch.device, Tensor] = {}
 
 
-def device_errors(like: Any) -> Tensor | None:
-    """Where kernels on ``like``'s device note impossible rows; None on the CPU, where they raise."""
-    if not isinstance(like, Tensor) or not like.is_cuda:
-        return None
-    flags = error_flags.get(like.device)
+def device_errors(index: int) -> Tensor:
+    """Where kernels on CUDA device ``index`` note impossible rows; ``_C`` asks for it there only."""
+    device = torch.device("cuda", index)
+    flags = error_flags.get(device)
     if flags is None:
-        flags = error_flags[like.device] = torch.full((2,), -1, dtype=torch.int64, device=like.device)
+        flags = error_flags[device] = torch.full((2,), -1, dtype=torch.int64, device=device)
     return flags
 
 
@@ -38,8 +37,10 @@ def _like(tensor: Tensor | None, device: torch.device) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
 
-def _or_empty(results: Sequence[Tensor | None], device: torch.device) -> list[Tensor]:
-    return [torch.empty(0, device=device) if r is None else r for r in results]
+def _results(loss: Tensor | None, stats: Tensor, grads: Sequence[Tensor | None]) -> Any:
+    """A loss kernel's results as an operator may return them: no None, and none a view of another."""
+    given = [torch.empty(0, device=stats.device) if grad is None else grad for grad in grads]
+    return stats[0].clone() if loss is None else loss, stats, *given
 
 
 # --- gae --------------------------------------------------------------------------------------------------------------
@@ -78,10 +79,9 @@ def _ppo_loss(
         distribution, logits, mean, log_std, nvec, action_mask, actions, old_logp, advantages, values, old_values,
         returns, weights, denominator if denominator is not None else denominator_number, old_logits, old_mean,
         old_log_std, objective, clip_coef, clip_coef_high, dual_clip, value_clip_coef, kl_coef, ent_coef, vf_coef,
-        norm_adv, device_errors(actions), False,
+        norm_adv, device_errors, True,  # autograd is the operator's business
     )  # fmt: skip
-    # An operator's results may not share memory.
-    return stats[0].clone() if loss is None else loss, stats, *_or_empty(grads, actions.device)
+    return _results(loss, stats, grads)
 
 
 @_ppo_loss.register_fake
@@ -107,15 +107,13 @@ def _surrogate_loss(
     loss, stats, *grads = _C.surrogate_loss_grad(
         logp, old_logp, advantages, entropy, values, old_values, returns, kl, weights,
         denominator if denominator is not None else denominator_number, objective, clip_coef, clip_coef_high,
-        dual_clip, value_clip_coef, kl_coef, ent_coef, vf_coef, norm_adv, False,
+        dual_clip, value_clip_coef, kl_coef, ent_coef, vf_coef, norm_adv, True,
     )  # fmt: skip
-    return stats[0].clone() if loss is None else loss, stats, *_or_empty(grads, logp.device)
+    return _results(loss, stats, grads)
 
 
 @_surrogate_loss.register_fake
-def _(
-    logp: Tensor, entropy: Tensor | None, values: Tensor | None, kl: Tensor | None, *rest: Any
-) -> tuple[Tensor, ...]:
+def _(logp: Tensor, entropy: Tensor | None, values: Tensor | None, kl: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
     dtype, device = _compute_dtype(logp), logp.device
     loss, stats = torch.empty((), dtype=dtype, device=device), torch.empty(8, dtype=dtype, device=device)
     return loss, stats, *(_like(t, device) for t in (logp, entropy, values, kl))
@@ -130,7 +128,8 @@ def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
 
 
 def _scale_gradients(ctx: Any, d_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    grads = [g * d_loss if given and d_loss is not None else None for g, given in zip(ctx.saved_tensors, ctx.given)]  # noqa: B905
+    scaled = zip(ctx.saved_tensors, ctx.given, strict=True)
+    grads = [g * d_loss if given and d_loss is not None else None for g, given in scaled]
     return (*grads, *[None] * (ctx.inputs - 4))
 
 
@@ -157,6 +156,7 @@ def surrogate_loss(
     logp: Any, old_logp: Any, advantages: Any, entropy: Any, values: Any, old_values: Any, returns: Any, kl: Any,
     weights: Any, denominator: Any, *rest: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
+    """``_C.surrogate_loss_grad``'s argument order."""
     return _surrogate_loss(
         logp, entropy, values, kl, old_logp, advantages, old_values, returns, weights, *_split(denominator), *rest
     )
@@ -171,10 +171,9 @@ def _sample(
     nvec: Sequence[int] | None, action_mask: Tensor | None, seed: int, step: int, steps: Tensor | None,
     row_offset: int, deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    network = logits if logits is not None else mean
     return _C.sample(
         distribution, logits, mean, log_std, nvec, action_mask, seed, step if steps is None else steps, row_offset,
-        deterministic, device_errors(network),
+        deterministic, device_errors,
     )  # fmt: skip
 
 
@@ -201,6 +200,7 @@ def sample(
     distribution: Any, logits: Any, mean: Any, log_std: Any, nvec: Any, action_mask: Any, seed: int, step: Any,
     row_offset: int, deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """``_C.sample``'s argument order."""
     steps = step if isinstance(step, Tensor) else None
     return _sample(
         logits, mean, log_std, distribution, None if nvec is None else list(nvec), action_mask, seed,
@@ -218,7 +218,7 @@ def _adam(
     max_grad_norm: float | None, skip: Tensor | None,
 ) -> Tensor:  # fmt: skip
     return _C.adam(
-        params, grads, exp_avg, exp_avg_sq, step, rate if rate is not None else rate_number, beta1, beta2, eps,
+        params, grads, exp_avg, exp_avg_sq, step, rate if rate is not None else rate_number or 0.0, beta1, beta2, eps,
         weight_decay, max_grad_norm, skip,
     )  # fmt: skip
 
@@ -232,4 +232,5 @@ def adam(
     params: Tensor, grads: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: Tensor, learning_rate: float | Tensor,
     *rest: Any,
 ) -> Tensor:  # fmt: skip
+    """``_C.adam``'s argument order."""
     return _adam(params, grads, exp_avg, exp_avg_sq, step, *_split(learning_rate), *rest)

@@ -51,12 +51,7 @@ class LossMetrics:
     """What a loss measured, as 0-d tensors read from one tensor ``stats`` [8] without a host synchronisation.
 
     ``metrics.approx_kl``, ``metrics["approx_kl"]`` and ``dict(metrics)`` give tensors, ``to_dict()`` floats. All but
-    ``denominator`` are weighted sums over the denominator:
-
-    - ``loss``; ``policy_loss`` (with the KL penalty, if any); ``value_loss``; ``entropy``;
-    - ``approx_kl``: (ratio - 1) - log ratio, the estimator "k3" of KL(old || new);
-    - ``clip_fraction``: the share of ratios outside [1 - clip_coef, 1 + clip_coef_high];
-    - ``kl``: the exact KL(old || new) where the old distribution was given, else 0.
+    ``denominator`` are weighted sums over the denominator.
     """
 
     __slots__ = ("stats",)
@@ -68,6 +63,7 @@ class LossMetrics:
         return self.stats[METRICS.index(name)] if name in METRICS else _unknown_metric(name)
 
     def keys(self) -> Iterator[str]:
+        """The metrics' names."""
         return iter(METRICS)
 
     def to_dict(self) -> dict[str, float]:
@@ -76,34 +72,42 @@ class LossMetrics:
 
     @property
     def loss(self) -> Tensor:
+        """The loss itself."""
         return self.stats[0]
 
     @property
     def policy_loss(self) -> Tensor:
+        """The policy objective, negated; with the KL penalty, if any."""
         return self.stats[1]
 
     @property
     def value_loss(self) -> Tensor:
+        """Half the squared error of the values, clipped where asked for."""
         return self.stats[2]
 
     @property
     def entropy(self) -> Tensor:
+        """The mean entropy."""
         return self.stats[3]
 
     @property
     def approx_kl(self) -> Tensor:
+        """(ratio - 1) - log ratio, the estimator "k3" of KL(old || new)."""
         return self.stats[4]
 
     @property
     def clip_fraction(self) -> Tensor:
+        """The share of ratios outside [1 - clip_coef, 1 + clip_coef_high]."""
         return self.stats[5]
 
     @property
     def kl(self) -> Tensor:
+        """The exact KL(old || new) where the old distribution was given, else 0."""
         return self.stats[6]
 
     @property
     def denominator(self) -> Tensor:
+        """What sums were divided by."""
         return self.stats[7]
 
     def __repr__(self) -> str:
@@ -226,12 +230,14 @@ def _pair(out: Any) -> tuple[Any, Any]:
 
 
 def _gae_numpy(
-    rewards: Any, values: Any, terminated: Any, truncated: Any, gamma: float, gae_lambda: float, valid: Any, finals: Any,
-    out: Any,
+    rewards: Any, values: Any, terminated: Any, truncated: Any, gamma: float, gae_lambda: float, valid: Any,
+    finals: Any, out: Any,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     if not isinstance(rewards, np.ndarray):
         raise TypeError(f"rewards is {type(rewards).__name__}; it must be a torch tensor or a NumPy array")
-    advantages, returns = (np.empty_like(rewards, order="C", subok=False) for _ in range(2)) if out is None else _pair(out)
+    advantages, returns = (
+        (np.empty_like(rewards, order="C", subok=False) for _ in range(2)) if out is None else _pair(out)
+    )
     _C.gae(rewards, values, terminated, truncated, valid, finals, advantages, returns, gamma, gae_lambda)
     return advantages, returns
 
@@ -317,64 +323,41 @@ def ppo_loss(
             dual_clip, value_clip_coef, kl_coef, ent_coef, vf_coef, norm_adv,
         )  # fmt: skip
         return result[0], LossMetrics(result[1])
-    loss, stats = _PpoLoss.apply(
-        logits, mean, log_std, values, distribution, nvec, action_mask, actions, old_logp, advantages, old_values,
+    arguments = (
+        distribution, logits, mean, log_std, nvec, action_mask, actions, old_logp, advantages, values, old_values,
         returns, weights, denominator, old_logits, old_mean, old_log_std, objective, clip_coef, clip_coef_high,
-        dual_clip, value_clip_coef, kl_coef, ent_coef, vf_coef, norm_adv,
+        dual_clip, value_clip_coef, kl_coef, ent_coef, vf_coef, norm_adv, device_errors, True,
     )  # fmt: skip
-    return loss, LossMetrics(stats)
+    stats: list[Tensor] = []
+    loss = _FusedLoss.apply(_C.ppo_loss_grad, arguments, stats, logits, mean, log_std, values)
+    return loss, LossMetrics(stats[0])
 
 
-def _loss_of(loss: Tensor | None, stats: Tensor) -> Tensor:
-    return stats[0] if loss is None else loss  # on CUDA a view of the metrics: no kernel of its own
+class _FusedLoss(torch.autograd.Function):
+    """A loss kernel under autograd: forward computes the gradients as well, backward only scales them.
 
-
-class _PpoLoss(torch.autograd.Function):
-    """Forward computes the gradients as well; backward only scales them."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, logits: Any, mean: Any, log_std: Any, values: Any, distribution: Any, nvec: Any, action_mask: Any,
-        actions: Any, old_logp: Any, advantages: Any, old_values: Any, returns: Any, weights: Any, denominator: Any,
-        old_logits: Any, old_mean: Any, old_log_std: Any, *options: Any,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        loss, stats, *ctx.grads = _C.ppo_loss_grad(
-            distribution, logits, mean, log_std, nvec, action_mask, actions, old_logp, advantages, values, old_values,
-            returns, weights, denominator, old_logits, old_mean, old_log_std, *options, device_errors(actions), True,
-        )  # fmt: skip
-        ctx.mark_non_differentiable(stats)
-        ctx.set_materialize_grads(False)
-        return (stats[0].clone() if loss is None else loss), stats
+    One result and few arguments, since autograd's bookkeeping for each costs more than a small kernel: the kernel's
+    arguments come as one tuple, and its metrics leave through the list ``stats``.
+    """
 
     @staticmethod
-    @once_differentiable
+    def forward(ctx: Any, kernel: Any, arguments: tuple[Any, ...], stats: list[Tensor], *inputs: Any) -> Tensor:
+        loss, metrics, *ctx.grads = kernel(*arguments)
+        stats.append(metrics)
+        return metrics[0].clone() if loss is None else loss
+
+    @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
-        return (*_scaled(ctx.grads, grad_outputs[0], ctx.needs_input_grad), *(None,) * 22)
+        # once_differentiable makes a second derivative an error; its own cost is worth saving where none can follow.
+        return _scale_once(ctx, *grad_outputs) if torch.is_grad_enabled() else _scale(ctx, *grad_outputs)
 
 
-class _SurrogateLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, logp: Any, entropy: Any, values: Any, kl: Any, old_logp: Any, advantages: Any, old_values: Any,
-        returns: Any, weights: Any, denominator: Any, *options: Any,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        loss, stats, *ctx.grads = _C.surrogate_loss_grad(
-            logp, old_logp, advantages, entropy, values, old_values, returns, kl, weights, denominator, *options,
-            True,
-        )  # fmt: skip
-        ctx.mark_non_differentiable(stats)
-        ctx.set_materialize_grads(False)
-        return (stats[0].clone() if loss is None else loss), stats
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
-        return (*_scaled(ctx.grads, grad_outputs[0], ctx.needs_input_grad), *(None,) * 15)
+def _scale(ctx: Any, by: Tensor) -> tuple[Any, ...]:
+    needed = ctx.needs_input_grad[3:]
+    return (None, None, None, *[g * by if need else None for g, need in zip(ctx.grads, needed, strict=True)])
 
 
-def _scaled(grads: Sequence[Tensor | None], by: Tensor | None, needed: Sequence[bool]) -> Iterator[Tensor | None]:
-    for grad, need in zip(grads, needed, strict=False):
-        yield None if by is None or grad is None or not need else grad * by
+_scale_once = once_differentiable(_scale)
 
 
 def ppo_loss_grad(
@@ -416,19 +399,21 @@ def ppo_loss_grad(
     """
     if torch.compiler.is_compiling():
         _refuse_grad(logits=logits, mean=mean, log_std=log_std, values=values)
-        loss, stats, *grads = library.ppo_loss(
+        compiled, metrics, *grads = library.ppo_loss(
             distribution, logits, mean, log_std, nvec, action_mask, actions, old_logp, advantages, values, old_values,
             returns, weights, denominator, old_logits, old_mean, old_log_std, objective, clip_coef, clip_coef_high,
             dual_clip, value_clip_coef, kl_coef, ent_coef, vf_coef, norm_adv,
         )  # fmt: skip
         given = (logits, mean, log_std, values)
-        return loss, LossMetrics(stats), LossGrads(*(g if x is not None else None for g, x in zip(grads, given)))  # noqa: B905
+        kept = [grad if x is not None else None for grad, x in zip(grads, given, strict=True)]
+        return compiled, LossMetrics(metrics), LossGrads(*kept)
     loss, stats, d_logits, d_mean, d_log_std, d_values = _C.ppo_loss_grad(
         distribution, logits, mean, log_std, nvec, action_mask, actions, old_logp, advantages, values, old_values,
         returns, weights, denominator, old_logits, old_mean, old_log_std, objective, clip_coef, clip_coef_high,
-        dual_clip, value_clip_coef, kl_coef, ent_coef, vf_coef, norm_adv, device_errors(actions), False,
+        dual_clip, value_clip_coef, kl_coef, ent_coef, vf_coef, norm_adv, device_errors, False,
     )  # fmt: skip
-    return _loss_of(loss, stats), LossMetrics(stats), LossGrads(d_logits, d_mean, d_log_std, d_values)
+    loss = stats[0] if loss is None else loss  # on CUDA a view of the metrics: no kernel of its own
+    return loss, LossMetrics(stats), LossGrads(d_logits, d_mean, d_log_std, d_values)
 
 
 def surrogate_loss(
@@ -473,11 +458,13 @@ def surrogate_loss(
             clip_coef, clip_coef_high, dual_clip, value_clip_coef, kl_coef, ent_coef, vf_coef, norm_adv,
         )  # fmt: skip
         return result[0], LossMetrics(result[1])
-    loss, stats = _SurrogateLoss.apply(
-        logp, entropy, values, kl, old_logp, advantages, old_values, returns, weights, denominator, objective,
-        clip_coef, clip_coef_high, dual_clip, value_clip_coef, kl_coef, ent_coef, vf_coef, norm_adv,
+    arguments = (
+        logp, old_logp, advantages, entropy, values, old_values, returns, kl, weights, denominator, objective,
+        clip_coef, clip_coef_high, dual_clip, value_clip_coef, kl_coef, ent_coef, vf_coef, norm_adv, True,
     )  # fmt: skip
-    return loss, LossMetrics(stats)
+    stats: list[Tensor] = []
+    loss = _FusedLoss.apply(_C.surrogate_loss_grad, arguments, stats, logp, entropy, values, kl)
+    return loss, LossMetrics(stats[0])
 
 
 # --- acting -----------------------------------------------------------------------------------------------------------
@@ -522,11 +509,10 @@ def sample(
                 distribution, logits, mean, log_std, nvec, action_mask, seed, step, row_offset, deterministic
             )
         )
-    network = mean if logits is None else logits
     return Sample(
         *_C.sample(
             distribution, logits, mean, log_std, nvec, action_mask, seed, step, row_offset, deterministic,
-            device_errors(network),
+            device_errors,
         )
     )  # fmt: skip
 
@@ -599,9 +585,7 @@ def adam(
     return norm
 
 
-def permutation(
-    n: int, *, seed: int, iteration: int = 0, epoch: int = 0, device: torch.device | str = "cpu"
-) -> Tensor:
+def permutation(n: int, *, seed: int, iteration: int = 0, epoch: int = 0, device: torch.device | str = "cpu") -> Tensor:
     """A random order of 0 .. n - 1, int64 [n], counted: a function of (n, seed, iteration, epoch) on every device.
 
     A Feistel network keyed by Philox, with cycle walking (Black and Rogaway 2002).

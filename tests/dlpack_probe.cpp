@@ -36,6 +36,9 @@ PyObject* describe(const Tensor& t) {
 PyObject* read(PyObject*, PyObject* x) {
   return guarded([&] { return describe(Borrow(x, "rewards")); });
 }
+PyObject* read_attached(PyObject*, PyObject* x) {
+  return guarded([&] { return describe(Borrow(x, "rewards", Access::read_attached)); });
+}
 PyObject* read_optional(PyObject*, PyObject* x) {
   return guarded([&] { return describe(Borrow::optional(x, "rewards")); });
 }
@@ -82,9 +85,13 @@ PyObject* make(PyObject*, PyObject* args) {
   });
 }
 
-PyMethodDef methods[] = {{"read", read, METH_O, nullptr},       {"read_optional", read_optional, METH_O, nullptr},
-                         {"write", write, METH_O, nullptr},     {"check", check, METH_VARARGS, nullptr},
-                         {"make", make, METH_VARARGS, nullptr}, {nullptr, nullptr, 0, nullptr}};
+PyMethodDef methods[] = {{"read", read, METH_O, nullptr},
+                         {"read_attached", read_attached, METH_O, nullptr},
+                         {"read_optional", read_optional, METH_O, nullptr},
+                         {"write", write, METH_O, nullptr},
+                         {"check", check, METH_VARARGS, nullptr},
+                         {"make", make, METH_VARARGS, nullptr},
+                         {nullptr, nullptr, 0, nullptr}};
 PyModuleDef module = {PyModuleDef_HEAD_INIT, "dlpack_probe", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
 
 }  // namespace

@@ -17,7 +17,7 @@ from pyppo import _C
 
 ROOT = Path(__file__).parents[1]
 EXTENSION = Path(_C.__file__)
-ISAS = _C.build_info()["isas"].split(",")
+ISAS = _C.build_info()["cpu_isas"].split(",")
 
 # Loads the extension by its path, without the package, in an interpreter where torch cannot be imported.
 LOAD = f"""
@@ -55,10 +55,10 @@ def test_an_unknown_instruction_set_is_an_error_that_names_the_known_ones() -> N
 
 def test_the_build_describes_itself() -> None:
     info = _C.build_info()
-    assert {"version", "compiler", "isas", "cuda", "cuda_version", "cuda_archs"} <= set(info)
+    assert {"version", "compiler", "cpu_isas", "cuda_status", "cuda_version", "cuda_archs"} <= set(info)
     assert bool(info["cuda_version"]) == bool(info["cuda_archs"])
     if platform.machine() == "x86_64":
-        assert info["isas"] == "avx512,avx2,portable"
+        assert info["cpu_isas"] == "avx512,avx2,portable"
 
 
 @pytest.mark.skipif(not shutil.which("readelf"), reason="needs readelf")

@@ -104,11 +104,13 @@ def test_the_kernels_alone_load_no_environment_and_no_command_line(use: str) -> 
 
 STANDARD = r"<[a-z_]+(\.h)?>"  # of C++, C and POSIX; a library's has a folder or capitals
 SIMD = r"<(imm|emm|arm_neon)\w*\.h>|<arm_neon\.h>"
+SHARED = r'"\.\./(kernels|loss_options|math/\w+)\.h"'  # what both the CPU's and the GPU's kernels see
 INCLUDES = {  # folder or file: what it may include
     "csrc/math": rf'{STANDARD}|"\w+\.h"',
     "csrc/kernels.h": STANDARD,
-    "csrc/cpu": rf'{STANDARD}|{SIMD}|"\w+\.h"|"\.\./kernels\.h"|"\.\./math/\w+\.h"',
-    "csrc/cuda": rf'{STANDARD}|<cu\w+\.h>|<cub/[\w/]+\.cuh>|"\w+\.cuh?"|"\.\./kernels\.h"|"\.\./math/\w+\.h"',
+    "csrc/loss_options.h": rf'{STANDARD}|"kernels\.h"|"math/\w+\.h"',
+    "csrc/cpu": rf'{STANDARD}|{SIMD}|"\w+\.h"|{SHARED}',
+    "csrc/cuda": rf'{STANDARD}|<cu\w+\.h>|<cub/[\w/]+\.cuh>|"\w+\.cuh?"|{SHARED}',
     "csrc/no_cuda.cpp": rf'{STANDARD}|"kernels\.h"',
     "csrc/dlpack_abi.h": STANDARD,
     "csrc/tensor.h": rf'{STANDARD}|<Python\.h>|"dlpack_abi\.h"',

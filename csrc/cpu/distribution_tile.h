@@ -13,6 +13,8 @@ namespace {  // one copy for each instruction set
 template <class T, int L>
 struct TileTerms {
   alignas(64) T logp[L], entropy[L], kl[L];
+
+  TileTerms() { PYPPO_LANES(i) logp[i] = entropy[i] = kl[i] = T(0); }
 };
 
 template <class T, int L>
@@ -89,6 +91,7 @@ class CategoricalTile {
     load_actions<L>(actions_.get(), a.actions, a.action_bytes, rows, d_.num_parts);
     for_parts([&](int64_t k, int64_t at) {
       const int32_t* action = actions_.get() + k * L;
+      if (d_.action_mask == nullptr && !any_outside<L>(action, int32_t(d_.nvec[k]))) return;
       for (int i = 0; i < rows.count; ++i) {
         const bool inside = action[i] >= 0 && action[i] < d_.nvec[k];
         const bool allowed = inside && mask_allows(d_, rows.first + i, at + action[i]);
@@ -161,8 +164,7 @@ class CategoricalTile {
     T* __restrict exps = exps_ + at * L;
     alignas(64) T largest[L], sum[L], weighted[L];
     max_of(logits, d_.nvec[k], largest);
-    for (int i = 0; i < rows.count; ++i)
-      if (largest[i] == -T(__builtin_inff())) note_row(errors.distribution, rows.first + i);
+    note_impossible(largest, rows);
     PYPPO_LANES(i) sum[i] = weighted[i] = T(0);
     for (int64_t j = 0; j < d_.nvec[k]; ++j) {
       PYPPO_LANES(i) {
@@ -182,6 +184,15 @@ class CategoricalTile {
     }
   }
 
+  void note_impossible(const T* largest, const TileRows<L>& rows) {
+    const T minus_infinity = -T(__builtin_inff());
+    uint32_t impossible = 0;
+    PYPPO_LANES(i) impossible |= uint32_t(largest[i] == minus_infinity);
+    if (impossible == 0) return;
+    for (int i = 0; i < rows.count; ++i)
+      if (largest[i] == minus_infinity) note_row(errors.distribution, rows.first + i);
+  }
+
   static void max_of(const T* __restrict logits, int64_t count, T* __restrict largest) {
     PYPPO_LANES(i) largest[i] = logits[i];
     for (int64_t j = 1; j < count; ++j) {
@@ -196,8 +207,7 @@ class CategoricalTile {
     alignas(64) T largest[L], sum[L], old_log_sum[L];
     max_of(old_ + at * L, count, largest);
     PYPPO_LANES(i) sum[i] = T(0);
-    for (int64_t j = 0; j < count; ++j)
-      PYPPO_LANES(i) sum[i] += math::exp(old_[(at + j) * L + i] - largest[i]);
+    for (int64_t j = 0; j < count; ++j) PYPPO_LANES(i) sum[i] += math::exp(old_[(at + j) * L + i] - largest[i]);
     PYPPO_LANES(i) old_log_sum[i] = math::log(sum[i]);
     const T* log_sum = log_sum_ + k * L;
     for (int64_t j = 0; j < count; ++j) {
@@ -224,9 +234,9 @@ class CategoricalTile {
       const T* __restrict e = exps_ + (at + j) * L;
       const T* __restrict old = with_old ? old_ + (at + j) * L : nullptr;
       PYPPO_LANES(i) {
-        logit[i] = math::categorical_gradient(e[i] * inverse[i], logit[i] - log_sum[i], action[i] == int32_t(j),
-                                              entropy[i], with_old ? old[i] : T(0), g.logp[i], g.entropy[i],
-                                              with_old ? g.kl[i] : T(0));
+        logit[i] =
+            math::categorical_gradient(e[i] * inverse[i], logit[i] - log_sum[i], action[i] == int32_t(j), entropy[i],
+                                       with_old ? old[i] : T(0), g.logp[i], g.entropy[i], with_old ? g.kl[i] : T(0));
       }
     }
   }
@@ -238,8 +248,7 @@ class CategoricalTile {
       best[i] = logits_[at * L + i];
       action[i] = 0;
     }
-    for (int64_t j = 1; j < d_.nvec[k]; ++j)
-      PYPPO_LANES(i) {
+    for (int64_t j = 1; j < d_.nvec[k]; ++j) PYPPO_LANES(i) {
         const T logit = logits_[(at + j) * L + i];
         action[i] = logit > best[i] ? int32_t(j) : action[i];
         best[i] = logit > best[i] ? logit : best[i];
@@ -258,8 +267,7 @@ class CategoricalTile {
       last[i] = 0;
       action[i] = -1;
     }
-    for (int64_t j = 0; j < d_.nvec[k]; ++j)
-      PYPPO_LANES(i) {
+    for (int64_t j = 0; j < d_.nvec[k]; ++j) PYPPO_LANES(i) {
         const T e = exps_[(at + j) * L + i];
         cumulative[i] += e;
         action[i] = action[i] < 0 && cumulative[i] > threshold[i] ? int32_t(j) : action[i];
@@ -291,12 +299,14 @@ class BernoulliTile {
 
   void load_actions_of(const PpoLossArgs& a, const TileRows<L>& rows) {
     load_actions<L>(bits_.get(), a.actions, a.action_bytes, rows, d_.width);
-    for (int64_t j = 0; j < d_.width; ++j)
+    for (int64_t j = 0; j < d_.width; ++j) {
+      if (d_.action_mask == nullptr && !any_outside<L>(bits_.get() + j * L, 2)) continue;
       for (int i = 0; i < rows.count; ++i) {
         const int32_t bit = bits_.get()[j * L + i];
         const bool allowed = bit == 0 || (bit == 1 && mask_allows(d_, rows.first + i, j));
         if (!allowed && rows.live[i]) note_row(errors.action, rows.first + i);
       }
+    }
   }
 
   void draw(const TileNoise<L>& noise, bool deterministic, const TileRows<L>& rows) {
@@ -338,14 +348,14 @@ class BernoulliTile {
     for (int64_t j = 0; j < d_.width; ++j) {
       T* __restrict logit = logits_ + j * L;
       const int32_t* __restrict bit = bits_.get() + j * L;
-      alignas(64) T old_probability[L] = {}, g_kl[L] = {};
+      alignas(64) T old_probability[L], g_kl[L];
+      PYPPO_LANES(i) old_probability[i] = g_kl[i] = T(0);
       if (differentiate_kl) PYPPO_LANES(i) {
           old_probability[i] = math::sigmoid(old_[j * L + i]);
           g_kl[i] = g.kl[i];
         }
       PYPPO_LANES(i)
-      logit[i] =
-          math::bernoulli_gradient(logit[i], bit[i] != 0, old_probability[i], g.logp[i], g.entropy[i], g_kl[i]);
+      logit[i] = math::bernoulli_gradient(logit[i], bit[i] != 0, old_probability[i], g.logp[i], g.entropy[i], g_kl[i]);
     }
   }
 
@@ -456,8 +466,8 @@ class NormalTile {
       }
       if (differentiate_kl) {
         PYPPO_LANES(i) {
-          const math::NormalGradient<T> d = math::normal_kl_gradient(mean_[at + i], log_std_[at + i],
-                                                                     old_mean_[at + i], old_log_std_[at + i], g.kl[i]);
+          const math::NormalGradient<T> d = math::normal_kl_gradient(mean_[at + i], log_std_[at + i], old_mean_[at + i],
+                                                                     old_log_std_[at + i], g.kl[i]);
           d_mean_[at + i] += d.mean;
           d_log_std_[at + i] += d.log_std;
         }
@@ -469,8 +479,7 @@ class NormalTile {
   void store_gradients(const PpoLossArgs& a, const TileRows<L>& rows) const {
     const int64_t offset = rows.first * d_.width;
     store_tile<L>(static_cast<T*>(a.d_mean) + offset, d_mean_, rows.count, d_.width);
-    if (d_.per_sample_log_std)
-      store_tile<L>(static_cast<T*>(a.d_log_std) + offset, d_log_std_, rows.count, d_.width);
+    if (d_.per_sample_log_std) store_tile<L>(static_cast<T*>(a.d_log_std) + offset, d_log_std_, rows.count, d_.width);
   }
 
   // The shared log_std's gradient over all tiles so far, [width].
@@ -486,13 +495,11 @@ class NormalTile {
   }
 
   void broadcast(T* tile, const void* floats) {
-    for (int64_t j = 0; j < d_.width; ++j)
-      PYPPO_LANES(i) tile[j * L + i] = static_cast<const T*>(floats)[j];
+    for (int64_t j = 0; j < d_.width; ++j) PYPPO_LANES(i) tile[j * L + i] = static_cast<const T*>(floats)[j];
   }
 
   void invert_std() {
-    for (int64_t j = 0; j < d_.width; ++j)
-      PYPPO_LANES(i) inverse_std_[j * L + i] = math::exp(-log_std_[j * L + i]);
+    for (int64_t j = 0; j < d_.width; ++j) PYPPO_LANES(i) inverse_std_[j * L + i] = math::exp(-log_std_[j * L + i]);
   }
 
   const DistributionArgs& d_;

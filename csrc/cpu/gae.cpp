@@ -8,9 +8,9 @@
 namespace pyppo::cpu::PYPPO_ISA {
 namespace {
 
-constexpr int64_t strip = 1024;        // columns a task carries through time: carry and output rows stay in L1
-constexpr int64_t narrow = 32;         // fewer columns than this: vectorise the TD errors over time as well
-constexpr int64_t block_rows = 256;    // rows of TD errors that a narrow rollout computes ahead
+constexpr int64_t strip = 1024;             // columns a task carries through time: carry and output rows stay in L1
+constexpr int64_t narrow = 32;              // fewer columns than this: vectorise the TD errors over time as well
+constexpr int64_t block_rows = 256;         // rows of TD errors that a narrow rollout computes ahead
 constexpr int64_t stream_bytes = 16 << 20;  // outputs beyond the caches are streamed past them
 
 template <class T>

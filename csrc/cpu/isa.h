@@ -5,14 +5,14 @@
 
 #include "../kernels.h"
 
-#define PYPPO_KERNELS_OF(isa)                               \
-  namespace pyppo::cpu::isa {                               \
-  void gae(const GaeArgs& args);                            \
-  RowErrors ppo_loss(const PpoLossArgs& args);              \
-  void surrogate_loss(const SurrogateLossArgs& args);       \
-  RowErrors sample(const SampleArgs& args);                 \
-  void adam(const AdamArgs& args);                          \
-  void permutation(const PermutationArgs& args);            \
+#define PYPPO_KERNELS_OF(isa)                         \
+  namespace pyppo::cpu::isa {                         \
+  void gae(const GaeArgs& args);                      \
+  RowErrors ppo_loss(const PpoLossArgs& args);        \
+  void surrogate_loss(const SurrogateLossArgs& args); \
+  RowErrors sample(const SampleArgs& args);           \
+  void adam(const AdamArgs& args);                    \
+  void permutation(const PermutationArgs& args);      \
   }
 
 #ifdef PYPPO_ISA

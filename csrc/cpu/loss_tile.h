@@ -4,7 +4,7 @@
 
 #include <math.h>
 
-#include "../math/surrogate.h"
+#include "../loss_options.h"
 #include "distribution_tile.h"
 #include "isa.h"
 #include "memory.h"
@@ -68,21 +68,6 @@ inline BatchMoments batch_moments(const LossArgs& a) {
   return m;
 }
 
-template <class T>
-inline math::SurrogateOptions<T> surrogate_options(const LossArgs& a) {
-  const T infinity = T(__builtin_inff());
-  const bool clips = a.objective == Objective::clip;
-  return {T(a.clip_low),
-          T(a.clip_high),
-          clips ? T(1 - a.clip_low) : -infinity,
-          clips ? T(1 + a.clip_high) : infinity,
-          T(a.dual_clip),
-          T(a.value_clip),
-          a.objective == Objective::kl ? T(a.kl_coef) : T(0),
-          T(a.ent_coef),
-          a.values != nullptr ? T(a.vf_coef) : T(0)};
-}
-
 // The rows of a loss tile that count, with their weights; the rest of the tile is dead.
 template <class T, int L>
 struct LossRows {
@@ -132,8 +117,8 @@ class LossTile {
     const T inverse = inverse_, mean = mean_, scale = scale_;
     T(*__restrict sums)[L] = sums_;
     PYPPO_LANES(i) {
-      const math::SurrogateSample<T> sample{logp[i], old_logp[i], (advantage[i] - mean) * scale, entropy[i],
-                                            kl[i],   value[i],    old_value[i],                  target[i]};
+      const math::SurrogateSample<T> sample{
+          logp[i], old_logp[i], (advantage[i] - mean) * scale, entropy[i], kl[i], value[i], old_value[i], target[i]};
       const math::SurrogateTerms<T> s = math::surrogate(options, sample);
       const T w = r.weight[i], scaled = w * inverse;
       sums[0][i] += w * s.policy;

@@ -29,7 +29,7 @@ RowErrors loss_block(const PpoLossArgs& a, const BatchMoments& moments, int64_t 
   LossTile<T, L> loss(a.loss, moments);
   for (int64_t row = first; row < end; row += L) {
     const LossRows<T, L> r = loss_rows<T, L>(a.loss, row, end);
-    TileTerms<T, L> terms = {};
+    TileTerms<T, L> terms;
     TileGradients<T, L> gradients;
     tile.load(r.rows);
     tile.load_actions_of(a, r.rows);

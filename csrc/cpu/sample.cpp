@@ -17,7 +17,7 @@ RowErrors sample_block(const SampleArgs& a, int64_t first, int64_t end) {
     noise.row = uint64_t(a.row_offset + row);
     for (int i = 0; i < L; ++i)
       noise.steps[i] = uint64_t(a.steps != nullptr && i < rows.count ? a.steps[row + i] : a.step);
-    TileTerms<T, L> terms = {};
+    TileTerms<T, L> terms;
     tile.load(rows);
     tile.draw(noise, a.deterministic, rows);
     tile.store_actions(a.actions, rows);

@@ -1,5 +1,5 @@
-// Tiles: samples side by side in vector lanes, one array of lanes for each action or dimension ("action-major"), so that
-// every formula is applied to whole vectors. Rows beyond a tile's end are zeros, and their weight is 0.
+// Tiles: samples side by side in vector lanes, one array of lanes for each action or dimension ("action-major"), so
+// that every formula is applied to whole vectors. Rows beyond a tile's end are zeros, and their weight is 0.
 #pragma once
 
 #include <stdint.h>
@@ -10,28 +10,39 @@ namespace {  // one copy for each instruction set
 // Lanes of a tile. Every loop runs over all of them: a constant, and a multiple of the widest vector.
 #define PYPPO_LANES(i) _Pragma("GCC ivdep") for (int i = 0; i < L; ++i)
 
-// rows [n, width] to tile [width][L].
+// A whole tile of a width the compiler knows: its loads and stores become shuffles of whole vectors.
+template <int L, int width, class T, class From>
+inline void transpose_in(T* __restrict tile, const From* __restrict rows) {
+  PYPPO_LANES(i)
+  for (int j = 0; j < width; ++j) tile[j * L + i] = T(rows[i * width + j]);
+}
+
+template <int L, int width, class T, class To>
+inline void transpose_out(To* __restrict rows, const T* __restrict tile) {
+  PYPPO_LANES(i)
+  for (int j = 0; j < width; ++j) rows[i * width + j] = To(tile[j * L + i]);
+}
+
+// rows [n, width] to tile [width][L]; reads in memory order, so that wide rows arrive by the prefetcher.
 template <int L, class T, class From>
 inline void load_tile(T* __restrict tile, const From* __restrict rows, int n, int64_t width) {
   if (n < 0 || n > L) __builtin_unreachable();
-  if (n == L && width == 1) {
-    PYPPO_LANES(i) tile[i] = T(rows[i]);
-    return;
-  }
-  if (n == L) {
-    for (int64_t j = 0; j < width; ++j)
-      PYPPO_LANES(i) tile[j * L + i] = T(rows[i * width + j]);
-    return;
-  }
-  for (int64_t j = 0; j < width; ++j) {
-    for (int i = 0; i < n; ++i) tile[j * L + i] = T(rows[i * width + j]);
+  if (n == L && width == 1) return transpose_in<L, 1>(tile, rows);
+  if (n == L && width == 2) return transpose_in<L, 2>(tile, rows);
+  if (n == L && width == 4) return transpose_in<L, 4>(tile, rows);
+  for (int i = 0; i < n; ++i)
+    for (int64_t j = 0; j < width; ++j) tile[j * L + i] = T(rows[i * width + j]);
+  if (n == L) return;
+  for (int64_t j = 0; j < width; ++j)
     for (int i = n; i < L; ++i) tile[j * L + i] = T(0);
-  }
 }
 
 // tile [width][L] to rows [n, width].
 template <int L, class T, class To>
 inline void store_tile(To* __restrict rows, const T* __restrict tile, int n, int64_t width) {
+  if (n == L && width == 1) return transpose_out<L, 1>(rows, tile);
+  if (n == L && width == 2) return transpose_out<L, 2>(rows, tile);
+  if (n == L && width == 4) return transpose_out<L, 4>(rows, tile);
   for (int i = 0; i < n; ++i)
     for (int64_t j = 0; j < width; ++j) rows[i * width + j] = To(tile[j * L + i]);
 }
@@ -59,8 +70,7 @@ inline TileRows<L> rows_from(int64_t first, int64_t end) {
 template <int L, class T>
 inline void clear_dead(T* __restrict tile, const TileRows<L>& rows, int64_t width) {
   if (rows.all_live) return;
-  for (int64_t j = 0; j < width; ++j)
-    PYPPO_LANES(i) tile[j * L + i] = rows.live[i] ? tile[j * L + i] : T(0);
+  for (int64_t j = 0; j < width; ++j) PYPPO_LANES(i) tile[j * L + i] = rows.live[i] ? tile[j * L + i] : T(0);
 }
 
 // The sum of the lanes, by a fixed tree.
@@ -73,20 +83,44 @@ inline double sum_lanes(const T* lanes) {
   return sums[0];
 }
 
-// Integer actions of any size, as int32: a value that does not fit becomes -1, which no action is.
+// Integer actions [count, width] as int32 [width][L]; one that does not fit becomes -1, which no action is. Dead lanes
+// become 0.
+template <int L, class Integer>
+inline void load_integers(int32_t* __restrict tile, const Integer* __restrict actions, const TileRows<L>& rows,
+                          int64_t width) {
+  for (int64_t j = 0; j < width; ++j) {
+    int32_t* __restrict lanes = tile + j * L;
+    if (rows.count == L) {
+      PYPPO_LANES(i)
+      lanes[i] = int32_t(
+          actions[i * width + j] == Integer(int32_t(actions[i * width + j])) ? int32_t(actions[i * width + j]) : -1);
+    } else {
+      for (int i = 0; i < L; ++i) {
+        const Integer action = i < rows.count ? actions[i * width + j] : Integer(0);
+        lanes[i] = action == Integer(int32_t(action)) ? int32_t(action) : -1;
+      }
+    }
+    if (!rows.all_live) PYPPO_LANES(i) lanes[i] = rows.live[i] ? lanes[i] : 0;
+  }
+}
+
 template <int L>
 inline void load_actions(int32_t* tile, const void* actions, int bytes, const TileRows<L>& rows, int64_t width) {
-  for (int64_t j = 0; j < width; ++j)
-    for (int i = 0; i < L; ++i) {
-      int64_t value = 0;
-      if (rows.live[i]) {
-        const int64_t at = (rows.first + i) * width + j;
-        value = bytes == 8   ? static_cast<const int64_t*>(actions)[at]
-                : bytes == 4 ? static_cast<const int32_t*>(actions)[at]
-                             : static_cast<const uint8_t*>(actions)[at];
-      }
-      tile[j * L + i] = value < 0 || value > INT32_MAX ? -1 : int32_t(value);
-    }
+  const int64_t offset = rows.first * width;
+  if (bytes == 8)
+    load_integers<L>(tile, static_cast<const int64_t*>(actions) + offset, rows, width);
+  else if (bytes == 4)
+    load_integers<L>(tile, static_cast<const int32_t*>(actions) + offset, rows, width);
+  else
+    load_integers<L>(tile, static_cast<const uint8_t*>(actions) + offset, rows, width);
+}
+
+// Whether some lane of `action` is outside [0, count). Dead lanes hold 0.
+template <int L>
+inline bool any_outside(const int32_t* __restrict action, int32_t count) {
+  uint32_t outside = 0;
+  PYPPO_LANES(i) outside |= uint32_t(uint32_t(action[i]) >= uint32_t(count));
+  return outside != 0;
 }
 
 inline void note_row(int64_t& noted, int64_t row) {

@@ -1,5 +1,6 @@
 // Adam on a GPU over one flat buffer, with global-norm clipping in the same call, in two launches: the squares of the
-// gradient by blocks, then the update, each of whose blocks adds those up for itself.
+// gradient by blocks, beside which one more block computes the step's numbers; then the update, each of whose blocks
+// adds the squares up for itself.
 #include "../math/adam.h"
 
 #include "reduce.cuh"
@@ -10,6 +11,13 @@ namespace {
 constexpr int threads = 256;
 constexpr int max_partial = threads;  // blocks of the first launch: a thread of the second reads one sum
 constexpr int64_t max_blocks = 1024;
+
+// What the first launch tells the second.
+template <class T>
+struct NextStep {
+  int64_t count;
+  math::AdamStep<T> numbers;  // but for the clipping
+};
 
 template <class T>
 struct AdamKernelArgs {
@@ -23,7 +31,7 @@ struct AdamKernelArgs {
   T* grad_norm;
   double* partial;  // [num_partial], sums of squares
   int num_partial;
-  int64_t* next_step;  // carries the step count to the second launch, which may then write `step`
+  NextStep<T>* next;  // only the second launch may write `step`, which the first one reads
 };
 
 // As many elements as 16 bytes hold, or one where a buffer is not so aligned.
@@ -42,10 +50,21 @@ __device__ void store(T* to, int64_t i, const Pack<T, size>& pack) {
   reinterpret_cast<Pack<T, size>*>(to)[i] = pack;
 }
 
+template <class T>
+__device__ void prepare_step(const AdamKernelArgs<T>& a) {
+  const double rate = a.learning_rate_ptr != nullptr ? double(*a.learning_rate_ptr) : a.learning_rate;
+  const int64_t count = *a.step + 1;
+  *a.next = {count, math::adam_step<T>(double(count), 1.0, rate, a.beta1, a.beta2, a.eps, a.weight_decay)};
+}
+
 template <class T, int size>
 __global__ __launch_bounds__(threads) void squares_kernel(const __grid_constant__ AdamKernelArgs<T> a) {
+  if (blockIdx.x == a.num_partial) {
+    if (threadIdx.x == 0) prepare_step(a);
+    return;
+  }
   const int64_t packs = a.size / size, first = int64_t(blockIdx.x) * threads + threadIdx.x;
-  const int64_t stride = int64_t(gridDim.x) * threads;
+  const int64_t stride = int64_t(a.num_partial) * threads;
   double sum[1] = {};
 #pragma unroll 4
   for (int64_t i = first; i < packs; i += stride) {
@@ -57,20 +76,6 @@ __global__ __launch_bounds__(threads) void squares_kernel(const __grid_constant_
   if (rest < a.size) sum[0] += double(a.grads[rest]) * double(a.grads[rest]);
   block_sum<threads>(sum);
   if (threadIdx.x == 0) a.partial[blockIdx.x] = sum[0];
-  if (first == 0) *a.next_step = *a.step + 1;
-}
-
-// The step's numbers: one thread computes them, the block shares them.
-template <class T>
-__device__ math::AdamStep<T> shared_step(const AdamKernelArgs<T>& a, double norm) {
-  __shared__ math::AdamStep<T> step;
-  if (threadIdx.x == 0) {
-    const double rate = a.learning_rate_ptr != nullptr ? double(*a.learning_rate_ptr) : a.learning_rate;
-    step = math::adam_step<T>(double(*a.next_step), math::adam_clip(norm, a.max_grad_norm), rate, a.beta1, a.beta2,
-                              a.eps, a.weight_decay);
-  }
-  __syncthreads();
-  return step;
 }
 
 template <class T, int size>
@@ -84,10 +89,11 @@ __global__ __launch_bounds__(threads) void update_kernel(const __grid_constant__
   const double norm = sqrt(sum[0]);
   if (first == 0) {
     *a.grad_norm = T(norm);
-    if (!skipped) *a.step = *a.next_step;
+    if (!skipped) *a.step = a.next->count;
   }
   if (skipped) return;
-  const math::AdamStep<T> step = shared_step(a, norm);
+  math::AdamStep<T> step = a.next->numbers;
+  step.clip = T(math::adam_clip(norm, a.max_grad_norm));
   for (int64_t i = first; i < packs; i += stride) {
     const Pack<T, size> g = load<T, size>(a.grads, i);
     Pack<T, size> p = load<T, size>(a.params, i), m = load<T, size>(a.exp_avg, i), v = load<T, size>(a.exp_avg_sq, i);
@@ -112,7 +118,7 @@ bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointe
 template <class T, int size>
 void launch_adam(const AdamKernelArgs<T>& a, Stream stream) {
   const int64_t blocks = ceil_div(a.size, int64_t(size) * threads);
-  launch("adam (squares)", squares_kernel<T, size>, a.num_partial, threads, 0, stream, a);
+  launch("adam (squares)", squares_kernel<T, size>, a.num_partial + 1, threads, 0, stream, a);
   launch("adam", update_kernel<T, size>, blocks < 1 ? 1 : smaller(blocks, max_blocks), threads, 0, stream, a);
 }
 
@@ -135,8 +141,8 @@ void launch_adam(const AdamArgs& args, void* workspace, Stream stream) {
   a.skip = args.skip;
   a.grad_norm = static_cast<T*>(args.grad_norm);
   a.num_partial = num_partial(args.size);
-  a.next_step = static_cast<int64_t*>(workspace);
-  a.partial = reinterpret_cast<double*>(a.next_step + 1);
+  a.next = static_cast<NextStep<T>*>(workspace);
+  a.partial = reinterpret_cast<double*>(a.next + 1);
   if (is_aligned(a.params) && is_aligned(a.exp_avg) && is_aligned(a.exp_avg_sq) && is_aligned(a.grads))
     launch_adam<T, 16 / sizeof(T)>(a, stream);
   else
@@ -146,7 +152,9 @@ void launch_adam(const AdamArgs& args, void* workspace, Stream stream) {
 }  // namespace
 
 size_t adam_workspace(const AdamArgs& args) {
-  return sizeof(int64_t) + size_t(num_partial(args.size)) * sizeof(double);
+  static_assert(sizeof(NextStep<float>) % sizeof(double) == 0, "the partial sums lie behind it");
+  const size_t next = args.dtype == DType::f64 ? sizeof(NextStep<double>) : sizeof(NextStep<float>);
+  return next + size_t(num_partial(args.size)) * sizeof(double);
 }
 
 void adam(const AdamArgs& args, void* workspace, Stream stream) {

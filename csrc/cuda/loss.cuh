@@ -98,7 +98,7 @@ __device__ inline SampleGradient<T> sample_loss(const LossView<T>& loss, const L
   s.old_logp = loss.old_logp[row];
   s.advantage = T((double(loss.advantages[row]) - scale.advantage_mean) * scale.advantage_scale);
   s.entropy = entropy;
-  s.kl = loss.options.kl_coef != T(0) ? kl : T(0);  // where it is no penalty, an infinite KL is only reported
+  s.kl = kl;
   s.value = value;
   s.old_value = loss.old_values != nullptr ? loss.old_values[row] : T(0);
   s.target = loss.returns != nullptr ? loss.returns[row] : T(0);

@@ -1,5 +1,5 @@
 // One step of Adam (Kingma and Ba 2015, algorithm 1) with decoupled weight decay (Loshchilov and Hutter 2019) and
-// global-norm clipping, in torch's order of operations.
+// global-norm clipping.
 #pragma once
 
 #include <cmath>
@@ -12,7 +12,7 @@ namespace pyppo::math {
 template <class T>
 struct AdamStep {
   T clip;  // the factor on the gradient
-  T beta1, beta2, eps;
+  T beta1, one_minus_beta1, beta2, one_minus_beta2, eps;
   T decay;                    // 1 - learning_rate * weight_decay
   T step_size;                // learning_rate / (1 - beta1^t)
   T inverse_sqrt_correction;  // 1 / sqrt(1 - beta2^t)
@@ -32,7 +32,9 @@ PYPPO_FN AdamStep<T> adam_step(double t, double clip, double learning_rate, doub
   AdamStep<T> s;
   s.clip = T(clip);
   s.beta1 = T(beta1);
+  s.one_minus_beta1 = T(1.0 - beta1);  // from double: 1 - float(0.999) is 5e-5 off
   s.beta2 = T(beta2);
+  s.one_minus_beta2 = T(1.0 - beta2);
   s.eps = T(eps);
   s.decay = T(1.0 - learning_rate * weight_decay);
   s.step_size = T(learning_rate / (1.0 - pow(beta1, t)));
@@ -46,8 +48,8 @@ PYPPO_FN double square_root(double x) { return sqrt(x); }
 template <class T>
 PYPPO_FN void adam_update(const AdamStep<T>& s, T gradient, T& parameter, T& exp_avg, T& exp_avg_sq) {
   const T g = gradient * s.clip;
-  exp_avg = exp_avg + (g - exp_avg) * (T(1) - s.beta1);
-  exp_avg_sq = exp_avg_sq * s.beta2 + (T(1) - s.beta2) * g * g;
+  exp_avg = s.beta1 * exp_avg + s.one_minus_beta1 * g;
+  exp_avg_sq = s.beta2 * exp_avg_sq + s.one_minus_beta2 * g * g;
   const T denominator = square_root(exp_avg_sq) * s.inverse_sqrt_correction + s.eps;
   parameter = parameter * s.decay - s.step_size * (exp_avg / denominator);
 }

@@ -36,7 +36,8 @@ PYPPO_FN T categorical_gradient(T probability, T logp, bool chosen, T entropy, T
   return from_logp + from_entropy + g_kl * (probability - old_probability);
 }
 
-// Bernoulli, one bit from its logit l: log p(1) = -softplus(-l), log p(0) = -softplus(l). Infinite logits are sure bits.
+// Bernoulli, one bit from its logit l: log p(1) = -softplus(-l), log p(0) = -softplus(l). Infinite logits are sure
+// bits.
 template <class T>
 PYPPO_FN T bernoulli_logp(T logit, bool bit) {
   return -math::softplus(bit ? -logit : logit);

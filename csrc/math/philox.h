@@ -48,7 +48,8 @@ struct Uniforms<double> {
 };
 
 PYPPO_FN float uniform_at(const PhiloxBlock& block, int i, float) {
-  return float(int32_t(block.word[i] >> 8)) * 5.9604644775390625e-08f;  // 2^-24; int32: vector units convert it directly
+  return float(int32_t(block.word[i] >> 8)) *
+         5.9604644775390625e-08f;  // 2^-24; int32: vector units convert it directly
 }
 
 PYPPO_FN double uniform_at(const PhiloxBlock& block, int i, double) {

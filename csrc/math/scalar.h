@@ -30,8 +30,8 @@ struct Limits<float> {
   static constexpr float round_magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   static constexpr float ln2_high = 0.693115234375f;
   static constexpr float ln2_low = 3.19461848e-05f;
-  static constexpr float exp_min = -87.3365447f;  // log of the smallest normal number
-  static constexpr float exp_max = 88.8f;         // just past the overflow
+  static constexpr float exp_min = -87.3365447f;       // log of the smallest normal number
+  static constexpr float exp_max = 88.8f;              // just past the overflow
   static constexpr float mantissa_scale = 8388608.0f;  // 2^23
   static constexpr Bits sqrt_half_bits = 0x3f3504f3u;
   static constexpr Bits one_bits = 0x3f800000u;
@@ -133,7 +133,8 @@ PYPPO_FN T log(T x) {
   // The exponent, biased so that the shift is unsigned, becomes a number by writing it under the exponent of 2^m:
   // AVX2 has neither an arithmetic shift nor a conversion of 64-bit integers.
   const Bits biased = (bits - L::sqrt_half_bits + L::one_bits) >> L::mantissa_bits;
-  const T exponent = bit_cast<T>(biased | bit_cast<Bits>(T(L::mantissa_scale))) - (L::mantissa_scale + L::exponent_bias);
+  const T exponent =
+      bit_cast<T>(biased | bit_cast<Bits>(T(L::mantissa_scale))) - (L::mantissa_scale + L::exponent_bias);
   const T m = bit_cast<T>(bits - (biased << L::mantissa_bits) + L::one_bits);
   const T n = exponent - (subnormal ? T(L::mantissa_bits) : T(0));
   const T f = m - T(1);

@@ -9,10 +9,10 @@ namespace pyppo::math {
 // range of infinity: one formula, no branches.
 template <class T>
 struct SurrogateOptions {
-  T clip_low, clip_high;      // the epsilons that clip_fraction counts against
-  T bound_low, bound_high;    // what the ratio is clipped to; -inf, +inf: not at all
-  T dual_clip;                // Ye et al. 2020, eq. 5; +inf: off
-  T value_clip;               // +inf: off
+  T clip_low, clip_high;    // the epsilons that clip_fraction counts against
+  T bound_low, bound_high;  // what the ratio is clipped to; -inf, +inf: not at all
+  T dual_clip;              // Ye et al. 2020, eq. 5; +inf: off
+  T value_clip;             // +inf: off
   T kl_coef, ent_coef, vf_coef;
 };
 
