@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import platform
@@ -148,7 +149,7 @@ def fixed_costs(seconds: float) -> dict[str, float]:
 
 # --- output ---------------------------------------------------------------------------------------------------------
 
-console = Console(width=None if os.isatty(1) else 140, highlight=False)
+console = Console(width=None if os.isatty(1) else 160, highlight=False)
 
 
 def show_facts(title: str, facts: Mapping[str, Any]) -> None:
@@ -156,14 +157,38 @@ def show_facts(title: str, facts: Mapping[str, Any]) -> None:
     console.print(f"[bold]{title}[/bold]  " + "   ".join(f"{name} {value}" for name, value in facts.items()))
 
 
+def warn_if_busy(facts: Mapping[str, Any]) -> None:
+    """Say so where other work disturbs the figures."""
+    if facts["load"] > 0.5:
+        console.print(f"[bold]the machine is busy[/bold] (load {facts['load']}): these figures mean little")
+
+
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """One table; the first column is text, the others are figures."""
+    """One table. The first column and those named "<..." are text, the others figures; an empty row is a line."""
     table = Table(title=title, title_justify="left", header_style="dim")
     for i, name in enumerate(columns):
-        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0)
+        left = i == 0 or name.startswith("<")
+        table.add_column(name.removeprefix("<"), justify="left" if left else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        if row:
+            table.add_row(*row)
+        else:
+            table.add_section()
     console.print(table)
+
+
+def parse_fields(texts: Sequence[str]) -> dict[str, Any]:
+    """`FIELD=VALUE` as keyword arguments: Python literals, anything else is text."""
+    fields: dict[str, Any] = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if not separator:
+            raise SystemExit(f"--set has {text!r}; it must be FIELD=VALUE")
+        try:
+            fields[name.replace("-", "_")] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            fields[name.replace("-", "_")] = value
+    return fields
 
 
 def microseconds(seconds: float) -> str:

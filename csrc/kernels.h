@@ -165,7 +165,7 @@ RowErrors sample(const SampleArgs& args);
 void adam(const AdamArgs& args);
 void permutation(const PermutationArgs& args);
 
-// The instruction set in use: "avx512", "avx2" or "portable"; PYPPO_CPU overrides it when the process starts.
+// The instruction set in use: "avx512", "avx2" or "portable"; PYPPO_CPU overrides it, read when the first kernel runs.
 const char* capability();
 int get_num_threads();
 void set_num_threads(int count);

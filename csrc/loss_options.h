@@ -11,10 +11,10 @@ PYPPO_FN math::SurrogateOptions<T> surrogate_options(const LossArgs& args) {
   const T infinity = T(__builtin_inff());
   const bool clips = args.objective == Objective::clip;
   math::SurrogateOptions<T> o;
-  o.clip_low = T(args.clip_low);
-  o.clip_high = T(args.clip_high);
-  o.bound_low = clips ? T(1 - args.clip_low) : -infinity;
-  o.bound_high = clips ? T(1 + args.clip_high) : infinity;
+  o.clip_low = T(1 - args.clip_low);
+  o.clip_high = T(1 + args.clip_high);
+  o.bound_low = clips ? o.clip_low : -infinity;
+  o.bound_high = clips ? o.clip_high : infinity;
   o.dual_clip = T(args.dual_clip);
   o.value_clip = T(args.value_clip);
   o.kl_coef = args.objective == Objective::kl ? T(args.kl_coef) : T(0);

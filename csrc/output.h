@@ -74,7 +74,7 @@ class OutputBlock {
   }
 
  private:
-  static constexpr int kMaxTensors = 8, kMaxDims = 32;
+  static constexpr int kMaxTensors = 8, kMaxDims = 8 * 64;
   static constexpr size_t kAlign = 64;
   // Larger results are allocated apart: keeping a scalar loss must not keep a large gradient.
   static constexpr size_t kShareBelow = 8192;

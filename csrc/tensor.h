@@ -272,17 +272,15 @@ class Borrow {
     return view;
   }
 
-  // What torch's exchange lets through. A lazily negated tensor shows its memory un-negated; such a tensor is the
-  // imaginary part of a conjugate, so it is strided, and copied right, unless it has one element.
+  // What torch's exchange lets through. A lazily negated tensor shows its memory un-negated; a strided one is copied,
+  // and negated then.
   void check_torch_state(PyObject* object, const DLTensor& view, Access access) {
     static PyObject* const requires_grad = detail::interned("requires_grad");
     static PyObject* const is_neg = detail::interned("is_neg");
     if (view.dtype.code != kDLFloat && view.dtype.code != kDLBfloat) return;
     if (access != Access::read_attached && is_true(PyObject_GetAttr(object, requires_grad)))
       detail::fail(tensor_.name, "requires grad", "not, since no gradient flows to it: detach it");
-    bool single = true;
-    for (int i = 0; i < view.ndim; ++i) single &= view.shape[i] == 1;
-    if (single && is_true(PyObject_CallMethodNoArgs(object, is_neg)))
+    if (detail::is_contiguous(view) && is_true(PyObject_CallMethodNoArgs(object, is_neg)))
       detail::fail(tensor_.name, "is a lazily negated view", "be materialised, by resolve_neg()");
   }
 

@@ -31,6 +31,12 @@ from pyppo.policy import MLPPolicy
 FORMAT = "pyppo-checkpoint-1"
 KEEP = 3
 """Checkpoints that a run folder holds; older ones are deleted."""
+_STATE = ("step", "iteration", "rebuild", "time", "kl_coef", "learning_rate", "episodes", "episodes_total")
+# What a run's tensors were shaped and trained by: a resumed run cannot have it otherwise.
+_FIXED = (
+    "env_id", "num_envs", "norm_obs", "clip_obs", "hidden_sizes", "activation", "log_std_init", "action_bounds",
+)  # fmt: skip
+_HASHED = {"model.safetensors": "sha256", "optimizer.safetensors": "optimizer_sha256"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class Checkpoint:
     optimizer: dict[str, Tensor]
     """What training needs besides the policy: moments, step counters, reward statistics."""
     state: dict[str, Any]
-    """JSON values: counters, schedules, the recipe of the policy, `sha256` of its parameters."""
+    """JSON values: counters, schedules, the recipe of the policy, `sha256` of its parameters, `optimizer_sha256`."""
 
     @property
     def run(self) -> Path:
@@ -97,11 +103,15 @@ def save_checkpoint(
     folder.mkdir(exist_ok=True)
     final = folder / f"step-{state['step']:012d}"
     aside = folder / f".writing-{final.name}-{os.getpid()}"
-    shutil.rmtree(aside, ignore_errors=True)
+    for leftover in folder.glob(".writing-*"):
+        pid = leftover.name.rpartition("-")[2]
+        if not (pid.isdigit() and _is_alive(int(pid))):
+            shutil.rmtree(leftover, ignore_errors=True)
     aside.mkdir()
     save_file(_plain(model), aside / "model.safetensors")
     save_file(_plain(optimizer), aside / "optimizer.safetensors")
-    full = {"format": FORMAT, **state, "sha256": tensors_sha256(model)}
+    hashes = {"sha256": tensors_sha256(model), "optimizer_sha256": tensors_sha256(optimizer)}
+    full = {"format": FORMAT, **state, **hashes}
     (aside / "state.json").write_text(json.dumps(full, indent=2, allow_nan=False) + "\n")
     for file in aside.iterdir():
         _flush(file)
@@ -128,15 +138,21 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         if not isinstance(state, dict) or state.get("format") != FORMAT:
             found = state.get("format") if isinstance(state, dict) else type(state).__name__
             raise ValueError(f"state.json has format {found!r}; it must be {FORMAT!r}")
-        model = load_file(folder / "model.safetensors")
-        optimizer = load_file(folder / "optimizer.safetensors")
-        if tensors_sha256(model) != state["sha256"]:
-            raise ValueError("model.safetensors does not have the SHA-256 that state.json states")
-    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        if missing := [name for name in ("step", "policy", *_HASHED.values()) if name not in state]:
+            raise ValueError(f"state.json lacks {', '.join(missing)}")
+        model, optimizer = (_load_hashed(folder / name, state[key]) for name, key in _HASHED.items())
+    except (OSError, ValueError, SafetensorError) as error:
         others = [p.name for p in _complete(folder.parent) if p != folder]
         hint = f"; other checkpoints of this run: {', '.join(others)}" if others else ""
         raise ValueError(f"{folder} is not a usable checkpoint: {error}{hint}") from error
     return Checkpoint(folder, model, optimizer, state)
+
+
+def _load_hashed(path: Path, sha256: str) -> dict[str, Tensor]:
+    tensors = load_file(path)
+    if tensors_sha256(tensors) != sha256:
+        raise ValueError(f"{path.name} does not have the SHA-256 that state.json states")
+    return tensors
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -168,6 +184,30 @@ def load(path: str | Path, policy: nn.Module | None = None, *, device: str = "cp
     """
     checkpoint = load_checkpoint(path)
     return restore_policy(checkpoint, policy).to(device)
+
+
+def check_resume(checkpoint: Checkpoint, config: Config) -> None:
+    """Check, before anything is built, that training can go on from `checkpoint` with `config`.
+
+    Raises:
+        ValueError: the checkpoint lacks something, `config` is of another policy or environment, or training is over.
+    """
+    run, state = checkpoint.run, checkpoint.state
+    missing = [f"state.json lacks {name}" for name in _STATE if name not in state]
+    if "rollout.steps" not in checkpoint.optimizer:
+        missing.append("optimizer.safetensors lacks rollout.steps")
+    if missing:
+        raise ValueError(f"{checkpoint.path} is not a usable checkpoint: {', '.join(missing)}")
+    before = read_config(run)
+    for name in _FIXED:
+        was, wanted = getattr(before, name), getattr(config, name)
+        if was != wanted:
+            raise ValueError(f"{name} is {wanted!r}; it must be {was!r}, as in the run {run} that is resumed")
+    if state["step"] >= config.total_timesteps:
+        raise ValueError(
+            f"{run} is complete at step {state['step']:,}; total_timesteps is {config.total_timesteps:,} and must be "
+            "higher to go on"
+        )
 
 
 def restore_policy(checkpoint: Checkpoint, policy: nn.Module | None = None) -> nn.Module:
@@ -238,6 +278,19 @@ def _complete(folder: Path) -> list[Path]:
     """The checkpoint folders in `folder`, oldest first. A folder gets its name only when it is complete."""
     named = (p for p in folder.glob("step-*") if re.fullmatch(r"step-\d+", p.name))
     return sorted(p for p in named if (p / "state.json").is_file())
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether another process than this one has the number."""
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _flush(path: Path) -> None:

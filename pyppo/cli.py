@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import sys
@@ -20,8 +21,10 @@ import tyro
 from pyppo.config import Config
 
 if TYPE_CHECKING:
+    from pyppo.checkpoint import Checkpoint
     from pyppo.trainer import Trainer
 
+_SCORE = "mean of the last 100 training episodes"
 _USAGE = """\
 usage: pyppo COMMAND ...
 
@@ -41,14 +44,63 @@ class _RefusedError(Exception):
     """Something that the user must put right; shown without a traceback."""
 
 
+_EXPECTED = (ValueError, TypeError, OSError, ImportError)
+
+
 @contextmanager
-def _plainly() -> Iterator[None]:
-    """Turn the library's worded errors into one line. Only around reading arguments and files, never around training:
-    there a ValueError is a bug and keeps its traceback."""
+def _plainly(errors: tuple[type[Exception], ...] = _EXPECTED) -> Iterator[None]:
+    """Turn the library's worded errors into one line. Only around reading arguments and files and making
+    environments; in training and evaluation a ValueError is a bug and keeps its traceback."""
     try:
         yield
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except errors as error:
         raise _RefusedError(str(error)) from error
+
+
+def _make_trainer(config: Config, quiet: bool, resume_from: Checkpoint | None = None) -> Trainer:
+    """A trainer. What only the settings can break is tried first, so that whatever breaks after that is a bug."""
+    from torch import nn
+
+    from pyppo.actions import Distribution
+    from pyppo.engines import resolve_device
+    from pyppo.envs import EnvGroup, make_envs
+    from pyppo.trainer import Trainer
+
+    with _plainly():
+        resolve_device(config.device, nn.Identity())
+        group = EnvGroup(make_envs(config.env_id, 1, config.seed, num_threads=1, options=config.env_options))
+        Distribution.from_space(group.action_space)
+        group.close()
+    with _plainly((OSError,)):  # a run folder that cannot be written
+        return Trainer(config, quiet=quiet, resume_from=resume_from)
+
+
+def _whole(text: str) -> int:
+    """An integer as people write one: 1000000, 1_000_000 or 1e6."""
+    try:
+        return int(text)
+    except ValueError:
+        value = float(text)
+        if not value.is_integer():
+            raise ValueError(f"{text!r} is no whole number") from None
+        return int(value)
+
+
+_registry = tyro.constructors.ConstructorRegistry()
+
+
+@_registry.primitive_rule
+def _whole_rule(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[int] | None:
+    """Integer flags are read by `_whole`."""
+    if info.type is not int:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT",
+        instance_from_str=lambda texts: _whole(texts[0]),
+        is_instance=lambda value: isinstance(value, int) and not isinstance(value, bool),
+        str_from_instance=lambda value: [str(value)],
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -114,19 +166,15 @@ def _train(arguments: list[str]) -> int:
         raise _RefusedError(
             f"--env-id is {config.env_id!r}; the environment must be the first argument, {env_id!r} here"
         )
-    from pyppo.trainer import Trainer
-
-    with _plainly():
-        trainer = Trainer(config, quiet=options.quiet)
-    return _run(trainer, options)
+    return _run(_make_trainer(config, options.quiet), options)
 
 
 def _parse_settings(preset: Config, flags: list[str]) -> tuple[Config, _Options]:
     """`preset` with `flags` in place of its values. Prints help, or what is wrong, and exits where that is due."""
-    description = f"Train on {preset.env_id}; the defaults are its preset's. Numbers may be written 1_000_000."
-    both = tyro.cli(
-        _Settings, prog="pyppo train ENV", description=description, args=flags, default=_Settings(preset, _Options())
-    )
+    description = f"Train on {preset.env_id}; the defaults are its preset's. Numbers may be written 1_000_000 or 1e6."
+    default = _Settings(preset, _Options())
+    with _registry:
+        both = tyro.cli(_Settings, prog="pyppo train ENV", description=description, args=flags, default=default)
     env_options = dict(_name_and_value(text) for text in both.options.env_option)
     return both.config.replace(env_options={**preset.env_options, **env_options}), both.options
 
@@ -144,21 +192,25 @@ def _name_and_value(text: str) -> tuple[str, Any]:
 def _resume(arguments: list[str]) -> int:
     parser = _parser("resume", "Go on from a run's latest checkpoint, in the same run folder.")
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder, or a checkpoint folder in one")
-    parser.add_argument("--total-timesteps", type=int, help="train until this many steps instead")
+    parser.add_argument("--total-timesteps", type=_whole, help="train until this many steps instead")
     parser.add_argument("--quiet", action="store_true", help="say nothing but what needs attention")
     parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard files into the run folder")
     given = parser.parse_args(arguments)
     changes = {} if given.total_timesteps is None else {"total_timesteps": given.total_timesteps}
-    from pyppo.trainer import Trainer
+    from pyppo.checkpoint import load_checkpoint, read_config
+    from pyppo.policy import MLPPolicy
 
     with _plainly():
-        trainer = Trainer.resume(given.run, quiet=given.quiet, **changes)
-    if trainer.steps >= trainer.config.total_timesteps:
-        trainer.close()
+        checkpoint = load_checkpoint(given.run)
+        config = read_config(checkpoint.run).replace(**changes)
+    if (kind := checkpoint.state["policy"]["class"]) != MLPPolicy.__name__:
         raise _RefusedError(
-            f"{given.run} is complete at step {trainer.steps:,}; --total-timesteps must be higher to go on"
+            f"{given.run} holds a {kind}, a module of your own; go on from Python: "
+            f"pyppo.Trainer.resume({str(given.run)!r}, policy=an_instance)"
         )
-    return _run(trainer, _Options(given.quiet, given.tensorboard))
+    if (step := checkpoint.state["step"]) >= config.total_timesteps:
+        raise _RefusedError(f"{given.run} is complete at step {step:,}; --total-timesteps must be higher to go on")
+    return _run(_make_trainer(config, given.quiet, checkpoint), _Options(given.quiet, given.tensorboard))
 
 
 def _run(trainer: Trainer, options: _Options) -> int:
@@ -179,7 +231,8 @@ def _run(trainer: Trainer, options: _Options) -> int:
     if not options.quiet and result.history:
         score, seconds = result.history["episode_return"][-1], result.history["time"][-1]
         where = f"; run folder {result.run_dir}" if result.run_dir else ""
-        print(f"return {score:.1f} (mean of the last 100 training episodes) after {seconds:.0f} s{where}")
+        said = "no episode finished yet" if math.isnan(score) else f"return {score:.1f} ({_SCORE})"
+        print(f"{said} after {seconds:.0f} s{where}")
     return 130 if result.interrupted else 0
 
 
@@ -196,17 +249,20 @@ def _eval(arguments: list[str]) -> int:
     parser.add_argument("--stochastic", action="store_true", help="sample actions instead of taking the mode")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(arguments)
-    with _plainly():
-        from pyppo.evaluation import evaluate
+    for name in ("episodes", "num_envs"):
+        if (count := getattr(given, name)) is not None and count < 1:
+            raise _RefusedError(f"--{name.replace('_', '-')} is {count}; it must be at least 1")
+    from pyppo.evaluation import evaluate, load_policy, make_group
 
+    with _plainly():
+        policy = load_policy(given.run)
+        group = make_group(policy, given.env, given.num_envs or min(given.episodes, 16), given.seed)
+    try:
         result = evaluate(
-            given.run,
-            given.env,
-            episodes=given.episodes,
-            deterministic=not given.stochastic,
-            seed=given.seed,
-            num_envs=given.num_envs,
+            policy, envs=group, episodes=given.episodes, deterministic=not given.stochastic, seed=given.seed
         )
+    finally:
+        group.close()
     if given.json:
         figures = {"mean": result.mean, "std": result.std}
         print(json.dumps({**figures, "returns": result.returns.tolist(), "lengths": result.lengths.tolist()}))
@@ -303,10 +359,7 @@ def _bench(arguments: list[str]) -> int:
         changes = {} if given.num_envs is None else {"num_envs": given.num_envs}
         # Far from its end, so that the schedules stand still.
         config = Config.for_env(given.env, run_dir=None, total_timesteps=10**12, **changes)
-        from pyppo.trainer import Trainer
-
-        trainer = Trainer(config, quiet=True)
-    with trainer:
+    with _make_trainer(config, quiet=True) as trainer:
         figures = _throughput(trainer, given.seconds)
     if given.json:
         print(json.dumps(figures))

@@ -42,7 +42,7 @@ class Config:
     """Steps that each environment takes for one rollout (T)."""
     num_groups: int = 1
     """Groups that the environments are served in, each its own pool; one steps while the policy acts for another.
-    Changes speed, never results."""
+    Changes speed; results only to rounding, since a matrix product's last bits depend on the batch size."""
     env_threads: int = 0
     """EnvPool threads a group; 0 chooses: one for cheap environments and few rows, else one for each core. Changes
     speed, never results."""
@@ -122,9 +122,11 @@ class Config:
     bounds."""
 
     engine: Literal["auto", "torch"] = "auto"
-    """Who runs the policy and the update; "auto" takes the fastest that can run the policy."""
+    """Who runs the policy and the update; "auto" takes the fastest that can run the policy: "torch", until there are
+    others."""
     device: str = "auto"
-    """"cpu", "cuda", "cuda:<index>", or "auto", which chooses by the policy and the machine."""
+    """"cpu", "cuda", "cuda:<index>", or "auto": where the policy's parameters are, which for the built-in policy is the
+    CPU."""
     torch_threads: int = 1
     """Threads that torch may use; part of what makes a run reproducible."""
 

@@ -26,7 +26,10 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-__all__ = ["EnvGroup", "EnvPoolVectorEnv", "StepBatch", "auto_threads", "env_seed", "list_envs", "make_envs"]
+__all__ = [
+    "EnvGroup", "EnvPoolVectorEnv", "Envs", "StepBatch", "as_group", "as_groups", "auto_threads", "env_seed",
+    "list_envs", "make_envs",
+]  # fmt: skip
 
 Purpose = Literal["train", "evaluate", "warmup"]
 _PURPOSES: tuple[Purpose, ...] = ("train", "evaluate", "warmup")
@@ -294,7 +297,7 @@ def make_envs(
 
     Raises:
         ImportError: EnvPool is not installed.
-        ValueError: no such environment, or an option that is set here.
+        ValueError: no such environment, an option that it does not take, or one that is set here.
     """
     envpool = _import_envpool()
     known = envpool.list_all_envs()
@@ -310,14 +313,15 @@ def make_envs(
     seeds = [env_seed(seed, purpose, rank, first_env + i, rebuild) for i in range(num_envs)]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*precision lowered.*")  # bounds given in float64
-        pool = envpool.make(
-            env_id,
-            env_type="gymnasium",
-            num_envs=num_envs,
-            seed=seeds,
-            num_threads=num_threads or auto_threads(env_id, num_envs),
-            **(options or {}),
-        )
+        threads = num_threads or auto_threads(env_id, num_envs)
+        try:
+            pool = envpool.make(
+                env_id, env_type="gymnasium", num_envs=num_envs, seed=seeds, num_threads=threads, **(options or {})
+            )
+        except TypeError as error:
+            if not options:
+                raise
+            raise ValueError(f"env_options has {dict(options)}, which {env_id} does not take: {error}") from error
         return EnvPoolVectorEnv(pool)
 
 
@@ -339,18 +343,21 @@ class EnvGroup:
         env: the environments.
         autoreset_mode: "next_step" or "same_step" for environments whose metadata does not say.
         first_env: index of the first environment among all groups, for its seed.
+        purpose: "train" or "evaluate", for its seed.
 
     Raises:
         TypeError: not a vector environment, or a space that is not supported.
         ValueError: the autoreset mode is unknown or disabled.
     """
 
-    def __init__(self, env: VectorEnv, *, autoreset_mode: str | None = None, first_env: int = 0) -> None:
+    def __init__(
+        self, env: VectorEnv, *, autoreset_mode: str | None = None, first_env: int = 0, purpose: Purpose = "train"
+    ) -> None:
         if not isinstance(env, VectorEnv):
             raise TypeError(f"env is a {type(env).__name__}; it must be a gymnasium.vector.VectorEnv")
         self.env = env
         self.num_envs = env.num_envs
-        self.first_env = first_env
+        self.first_env, self.purpose = first_env, purpose
         self.autoreset = _autoreset_of(env, autoreset_mode)
         self._is_dict = isinstance(env.single_observation_space, spaces.Dict)
         self.obs_space = _dict_space(env.single_observation_space)
@@ -360,12 +367,16 @@ class EnvGroup:
         self._split = hasattr(type(env), "send") and hasattr(type(env), "recv")
         self._check = _accept if isinstance(env, EnvPoolVectorEnv) else check
         self._actions: np.ndarray | None = None
+        self._pending = False
 
     def reset(self, seed: int | None = None) -> dict[str, np.ndarray]:
         """Start new episodes. `seed`, hashed, seeds the environments where they can be seeded after they are made;
         EnvPool's cannot (`make_envs` did)."""
         pooled = isinstance(self.env.unwrapped, EnvPoolVectorEnv)
         self._actions = None
+        if self._pending:  # an answer nobody took would be the next one's; from an idle EnvPool it is empty
+            self._pending = False
+            self.env.recv()  # type: ignore[attr-defined]
         obs, _ = self.env.reset(seed=None if seed is None or pooled else self._seeds(seed))  # type: ignore[arg-type]
         observations = self._as_dict(obs)
         for name, space in self.obs_space.spaces.items():
@@ -375,14 +386,19 @@ class EnvGroup:
         return observations
 
     def _seeds(self, seed: int) -> int | list[int]:
-        seeds = [env_seed(seed, "train", 0, self.first_env + i, 0) for i in range(self.num_envs)]
+        seeds = [env_seed(seed, self.purpose, 0, self.first_env + i, 0) for i in range(self.num_envs)]
         return seeds if isinstance(self.env.unwrapped, (SyncVectorEnv, AsyncVectorEnv)) else seeds[0]
 
     def send(self, actions: np.ndarray) -> None:
         """Start a step; where the environment has no `send`, the step is taken in `recv`."""
         self._check(actions)
         if self._split:
-            self.env.send(actions)  # type: ignore[attr-defined]
+            self._pending = True  # beforehand: an interrupt may come between the two
+            try:
+                self.env.send(actions)  # type: ignore[attr-defined]
+            except Exception:  # refused, so there is nothing to wait for
+                self._pending = False
+                raise
         else:
             self._actions = actions
 
@@ -390,6 +406,7 @@ class EnvGroup:
         """Finish the step."""
         if self._split:
             obs, rewards, terminated, truncated, infos = self.env.recv()  # type: ignore[attr-defined]
+            self._pending = False
         else:
             if self._actions is None:
                 raise RuntimeError("recv was called before send")
@@ -424,6 +441,36 @@ class EnvGroup:
         return {name: np.stack([final[row][name] for row in rows]) for name in self.obs_space.spaces}
 
 
+Envs = VectorEnv | EnvGroup | Sequence[VectorEnv | EnvGroup]
+"""What `Trainer` takes: a `VectorEnv`, an `EnvGroup` where the autoreset mode must be said, or several of them."""
+
+
+def as_group(env: VectorEnv | EnvGroup, *, first_env: int = 0, purpose: Purpose = "train") -> EnvGroup:
+    """A new group over the environments of `env`, in the autoreset mode of a ready group or of the metadata."""
+    if isinstance(env, EnvGroup):
+        return EnvGroup(env.env, autoreset_mode=env.autoreset, first_env=first_env, purpose=purpose)
+    return EnvGroup(env, first_env=first_env, purpose=purpose)
+
+
+def as_groups(envs: Envs) -> list[EnvGroup]:
+    """The user's environments, each a group, in the order given.
+
+    Raises:
+        ValueError, TypeError: there is none, or one does not keep the environment contract.
+    """
+    if not isinstance(envs, (VectorEnv, EnvGroup, Sequence)) or isinstance(envs, str):
+        raise TypeError(f"envs is a {type(envs).__name__}; it must be {_ENVS}")
+    groups: list[EnvGroup] = []
+    for env in [envs] if isinstance(envs, (VectorEnv, EnvGroup)) else envs:
+        groups.append(as_group(env, first_env=sum(group.num_envs for group in groups)))
+    if not groups:
+        raise ValueError(f"envs is empty; it must be {_ENVS}")
+    return groups
+
+
+_ENVS = "a gymnasium.vector.VectorEnv, an EnvGroup of one, or a sequence of them"
+
+
 def _take(batch: Sequence[Any], rows: np.ndarray) -> np.ndarray:
     return np.stack([np.asarray(batch[row]) for row in rows])
 
@@ -447,8 +494,9 @@ def _autoreset_of(env: VectorEnv, given: str | None) -> Autoreset:
     if mode is None:
         raise ValueError(
             f"{type(env).__name__} does not say how it resets finished episodes (metadata['autoreset_mode']). Does the "
-            "row with done carry the old episode's final observation (pass autoreset_mode='next_step'), or the new "
-            "one's first, with the final one in infos['final_obs'] (pass autoreset_mode='same_step')?"
+            "row with done carry the old episode's final observation? Then pass EnvGroup(env, "
+            "autoreset_mode='next_step') for env. Or the new one's first, with the final one in infos['final_obs']? "
+            "Then pass EnvGroup(env, autoreset_mode='same_step'). (from pyppo.envs import EnvGroup)"
         )
     raise ValueError(f"autoreset_mode is {mode!r}; it must be 'next_step' or 'same_step'")
 

@@ -13,8 +13,9 @@ from gymnasium.vector import VectorEnv
 from torch import nn
 
 from pyppo.actions import Distribution, stream_seed
-from pyppo.checkpoint import find_checkpoint, load, read_config
-from pyppo.envs import EnvGroup, make_envs
+from pyppo.checkpoint import load_checkpoint, restore_policy
+from pyppo.envs import EnvGroup, as_group, make_envs
+from pyppo.policy import MLPPolicy
 
 _TRAINING_ONLY = ("episodic_life", "reward_clip")  # Atari options that make an episode or a reward another thing
 
@@ -51,7 +52,7 @@ def evaluate(
     seed: int = 0,
     num_envs: int | None = None,
     env_options: Mapping[str, Any] | None = None,
-    envs: VectorEnv | None = None,
+    envs: VectorEnv | EnvGroup | None = None,
 ) -> Evaluation:
     """Run `episodes` whole episodes and collect their returns.
 
@@ -65,27 +66,28 @@ def evaluate(
         deterministic: take the mode of the action distribution; otherwise sample from it.
         seed: of the environments and of sampled actions.
         num_envs: environments side by side; None: as many as episodes, at most 16.
-        env_options: options of the environment; None: the ones saved with the policy, without those that only
-            training wants (Atari's `episodic_life` and `reward_clip`).
-        envs: your own environments instead of EnvPool's.
+        env_options: options of the environment, used as given; None: the ones saved with the policy, without those
+            that only training wants (Atari's `episodic_life` and `reward_clip`).
+        envs: your own environments instead of EnvPool's; an `EnvGroup` where the autoreset mode must be said.
 
     Returns:
         Returns and lengths, environment by environment.
 
     Raises:
-        ValueError, TypeError: an argument breaks its rule; no such environment; nothing says which environment.
+        ValueError, TypeError: an argument breaks its rule; no such environment, or one that the policy does not fit;
+            nothing says which environment.
     """
     if episodes < 1:
         raise ValueError(f"episodes is {episodes}; it must be at least 1")
     if num_envs is not None and num_envs < 1:
         raise ValueError(f"num_envs is {num_envs}; it must be at least 1")
     if isinstance(policy, (str, Path)):
-        config = read_config(find_checkpoint(Path(policy)).parent.parent)
-        env_id = env_id or config.env_id
-        env_options = config.env_options if env_options is None and env_id == config.env_id else env_options
-        policy = load(policy)
+        policy = load_policy(policy)
     width = num_envs or min(episodes, 16)
-    group = EnvGroup(envs) if envs is not None else _make(policy, env_id, env_options, width, seed)
+    if envs is not None:
+        group = as_group(envs, purpose="evaluate")
+    else:
+        group = make_group(policy, env_id, width, seed, env_options=env_options)
     try:
         with _as_it_was(policy, stream_seed(seed, "evaluate")):
             return _run(policy, group, episodes, deterministic, stream_seed(seed, "evaluate.environments"))
@@ -94,15 +96,41 @@ def evaluate(
             group.close()
 
 
-def _make(policy: Any, env_id: str | None, env_options: Mapping[str, Any] | None, num_envs: int, seed: int) -> EnvGroup:
+def load_policy(path: str | Path) -> MLPPolicy:
+    """The built-in policy of a run or checkpoint folder, wherever that was copied to.
+
+    Raises:
+        FileNotFoundError, ValueError: as `pyppo.load`; or the policy is a module of the user's own.
+    """
+    checkpoint = load_checkpoint(path)
+    kind = checkpoint.state["policy"]["class"]
+    if kind != MLPPolicy.__name__:
+        raise ValueError(
+            f"{path} holds a {kind}, a module of your own; evaluate it from Python: "
+            f"pyppo.evaluate(pyppo.load({str(path)!r}, policy=an_instance), env_id)"
+        )
+    policy = restore_policy(checkpoint)
+    assert isinstance(policy, MLPPolicy)
+    return policy
+
+
+def make_group(
+    policy: Any, env_id: str | None, num_envs: int, seed: int, *, env_options: Mapping[str, Any] | None = None
+) -> EnvGroup:
+    """EnvPool's environments to evaluate `policy` in; the arguments are those of `evaluate`."""
     saved = getattr(policy, "metadata", None) or {}
     env_id = env_id or saved.get("env_id")
     if env_id is None:
         raise ValueError("env_id is None and the policy does not name its environment; it must be given")
     if env_options is None:
-        env_options = saved.get("env_options", {}) if saved.get("env_id") == env_id else {}
-    options = {name: value for name, value in env_options.items() if name not in _TRAINING_ONLY}
-    return EnvGroup(make_envs(env_id, num_envs, seed, purpose="evaluate", options=options))
+        kept = saved.get("env_options", {}) if saved.get("env_id") == env_id else {}
+        env_options = {name: value for name, value in kept.items() if name not in _TRAINING_ONLY}
+    group = EnvGroup(make_envs(env_id, num_envs, seed, purpose="evaluate", options=env_options), purpose="evaluate")
+    wanted, given = getattr(policy, "obs_shapes", None), {key: x.shape for key, x in group.obs_space.items()}
+    if wanted is not None and any(given.get(key) != shape for key, shape in wanted.items()):
+        group.close()
+        raise ValueError(f"{env_id} gives observations {given}; the policy was trained on {wanted}")
+    return group
 
 
 @contextmanager
@@ -129,7 +157,8 @@ def _run(policy: Any, group: EnvGroup, episodes: int, deterministic: bool, seed:
     returns, lengths = np.zeros(n), np.zeros(n, np.int64)
     obs, valid = group.reset(seed), np.ones(n, bool)
     while any(len(done) < wanted for done, wanted in zip(finished, quota, strict=True)):
-        given = obs["obs"] if list(obs) == ["obs"] else obs
+        stored = {key: _stored(x) for key, x in obs.items()}
+        given = stored["obs"] if list(stored) == ["obs"] else stored
         group.send(distribution.clip(np.asarray(policy.act(given, deterministic=deterministic))))
         step = group.recv()
         returns += np.where(valid, step.rewards, 0.0)
@@ -144,3 +173,8 @@ def _run(policy: Any, group: EnvGroup, episodes: int, deterministic: bool, seed:
         obs = step.obs
     columns = [episode for one in finished for episode in one]
     return Evaluation(np.array([r for r, _ in columns]), np.array([k for _, k in columns], np.int64))
+
+
+def _stored(x: np.ndarray) -> np.ndarray:
+    """In the dtype that a rollout stores, which is what the policy was trained on: floats as float32."""
+    return x.astype(np.float32, copy=False) if x.dtype.kind == "f" else x

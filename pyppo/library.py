@@ -23,6 +23,8 @@ def device_errors(index: int) -> Tensor:
     device = torch.device("cuda", index)
     flags = error_flags.get(device)
     if flags is None:
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("a graph capture holds the first loss or sample on its device; run one before capturing")
         flags = error_flags[device] = torch.full((2,), -1, dtype=torch.int64, device=device)
     return flags
 
@@ -51,6 +53,7 @@ def gae(
     rewards: Tensor, values: Tensor, terminated: Tensor, truncated: Tensor, valid: Tensor | None,
     final_values: Tensor | None, gamma: float, gae_lambda: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """``_C.gae`` with new results."""
     return _C.gae(rewards, values, terminated, truncated, valid, final_values, None, None, gamma, gae_lambda)
 
 
@@ -62,7 +65,7 @@ def _(
     return _like(rewards, rewards.device), _like(rewards, rewards.device)
 
 
-# --- losses: (loss, metrics, a gradient for each input that has one) ------------------------------------------------------
+# --- losses: (loss, metrics, a gradient for each input that has one) --------------------------------------------------
 
 
 @torch.library.custom_op("pyppo::ppo_loss", mutates_args=())
@@ -162,6 +165,13 @@ def surrogate_loss(
     )
 
 
+def _signed(seed: int) -> int:
+    """An operator's integers are signed, seeds are not."""
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed is {seed}; it must be in [0, 2^64)")
+    return seed - 2**64 if seed >= 2**63 else seed
+
+
 # --- sample -----------------------------------------------------------------------------------------------------------
 
 
@@ -172,8 +182,8 @@ def _sample(
     row_offset: int, deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return _C.sample(
-        distribution, logits, mean, log_std, nvec, action_mask, seed, step if steps is None else steps, row_offset,
-        deterministic, device_errors,
+        distribution, logits, mean, log_std, nvec, action_mask, seed % 2**64, step if steps is None else steps,
+        row_offset, deterministic, device_errors,
     )  # fmt: skip
 
 
@@ -203,7 +213,7 @@ def sample(
     """``_C.sample``'s argument order."""
     steps = step if isinstance(step, Tensor) else None
     return _sample(
-        logits, mean, log_std, distribution, None if nvec is None else list(nvec), action_mask, seed,
+        logits, mean, log_std, distribution, None if nvec is None else list(nvec), action_mask, _signed(seed),
         step if steps is None else 0, steps, row_offset, deterministic,
     )  # fmt: skip
 
@@ -217,10 +227,10 @@ def _adam(
     rate_number: float | None, beta1: float, beta2: float, eps: float, weight_decay: float,
     max_grad_norm: float | None, skip: Tensor | None,
 ) -> Tensor:  # fmt: skip
+    learning_rate: Any = rate if rate is not None else rate_number
     return _C.adam(
-        params, grads, exp_avg, exp_avg_sq, step, rate if rate is not None else rate_number or 0.0, beta1, beta2, eps,
-        weight_decay, max_grad_norm, skip,
-    )  # fmt: skip
+        params, grads, exp_avg, exp_avg_sq, step, learning_rate, beta1, beta2, eps, weight_decay, max_grad_norm, skip
+    )
 
 
 @_adam.register_fake
@@ -234,3 +244,23 @@ def adam(
 ) -> Tensor:  # fmt: skip
     """``_C.adam``'s argument order."""
     return _adam(params, grads, exp_avg, exp_avg_sq, step, *_split(learning_rate), *rest)
+
+
+# --- permutation ------------------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("pyppo::permutation", mutates_args=())
+def _permutation(n: int, seed: int, iteration: int, epoch: int, device: torch.device) -> Tensor:
+    out = torch.empty(n, dtype=torch.int64, device=device)
+    _C.permutation(out, seed % 2**64, iteration, epoch)
+    return out
+
+
+@_permutation.register_fake
+def _(n: int, seed: int, iteration: int, epoch: int, device: torch.device) -> Tensor:
+    return torch.empty(n, dtype=torch.int64, device=device)
+
+
+def permutation(n: int, seed: int, iteration: int, epoch: int, device: torch.device) -> Tensor:
+    """``ops.permutation``'s arguments."""
+    return _permutation(n, _signed(seed), iteration, epoch, device)

@@ -214,19 +214,27 @@ def gae(
     if torch.compiler.is_compiling():
         _refuse_grad(rewards=rewards, values=values, final_values=final_values)
         new = library.gae(rewards, values, terminated, truncated, valid, final_values, gamma, gae_lambda)
-        return new if out is None else tuple(to.copy_(x) for to, x in zip(_pair(out), new, strict=True))
+        return new if out is None else tuple(_filled(to, x) for to, x in zip(_pair(out, Tensor), new, strict=True))
     if out is None:
         return _C.gae(rewards, values, terminated, truncated, valid, final_values, None, None, gamma, gae_lambda)
-    advantages, returns = _pair(out)
+    advantages, returns = _pair(out, Tensor)
     _C.gae(rewards, values, terminated, truncated, valid, final_values, advantages, returns, gamma, gae_lambda)
     torch.autograd.graph.increment_version((advantages, returns))  # a graph that saved them must notice
     return advantages, returns
 
 
-def _pair(out: Any) -> tuple[Any, Any]:
-    if not isinstance(out, (tuple, list)) or len(out) != 2 or out[0] is None or out[1] is None:
-        raise TypeError(f"out is {type(out).__name__}; it must be a pair (advantages, returns)")
+def _pair(out: Any, kind: type) -> tuple[Any, Any]:
+    if not isinstance(out, (tuple, list)) or len(out) != 2 or not all(isinstance(x, kind) for x in out):
+        what = [type(x).__name__ for x in out] if isinstance(out, (tuple, list)) else type(out).__name__
+        raise TypeError(f"out is {what}; it must be a pair (advantages, returns) of {kind.__name__}")
     return out[0], out[1]
+
+
+def _filled(to: Tensor, new: Tensor) -> Tensor:
+    """While compiling: ``copy_`` would convert and broadcast what an eager call refuses."""
+    if to.shape != new.shape or to.dtype != new.dtype or to.device != new.device:
+        raise ValueError(f"out has {to.shape} {to.dtype} on {to.device}; it must be {new.shape} {new.dtype}")
+    return to.copy_(new)
 
 
 def _gae_numpy(
@@ -236,7 +244,7 @@ def _gae_numpy(
     if not isinstance(rewards, np.ndarray):
         raise TypeError(f"rewards is {type(rewards).__name__}; it must be a torch tensor or a NumPy array")
     advantages, returns = (
-        (np.empty_like(rewards, order="C", subok=False) for _ in range(2)) if out is None else _pair(out)
+        (np.empty_like(rewards, order="C", subok=False) for _ in range(2)) if out is None else _pair(out, np.ndarray)
     )
     _C.gae(rewards, values, terminated, truncated, valid, finals, advantages, returns, gamma, gae_lambda)
     return advantages, returns
@@ -354,7 +362,9 @@ class _FusedLoss(torch.autograd.Function):
 
 def _scale(ctx: Any, by: Tensor) -> tuple[Any, ...]:
     needed = ctx.needs_input_grad[3:]
-    return (None, None, None, *[g * by if need else None for g, need in zip(ctx.grads, needed, strict=True)])
+    if not by.is_cuda and by.item() == 1.0:  # loss.backward() itself: spare a pass over the gradients
+        return (None, None, None, *[grad if need else None for grad, need in zip(ctx.grads, needed, strict=True)])
+    return (None, None, None, *[grad * by if need else None for grad, need in zip(ctx.grads, needed, strict=True)])
 
 
 _scale_once = once_differentiable(_scale)
@@ -522,7 +532,10 @@ def check_errors(device: torch.device | str = "cuda") -> None:
 
     Synchronises with the device. On the CPU the calls themselves raise, and this does nothing.
     """
-    flags = library.error_flags.get(torch.device(device))
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    flags = library.error_flags.get(device)
     if flags is None:
         return
     action, row = flags.tolist()
@@ -598,6 +611,8 @@ def permutation(n: int, *, seed: int, iteration: int = 0, epoch: int = 0, device
         raise TypeError(f"n is {type(n).__name__}; it must be an int")
     if not 0 <= n < 1 << 48:
         raise ValueError(f"n is {n}; it must be in [0, 2^48)")
+    if torch.compiler.is_compiling():
+        return library.permutation(n, seed, iteration, epoch, torch.device(device))
     out = torch.empty(int(n), dtype=torch.int64, device=device)
     _C.permutation(out, seed, iteration, epoch)
     return out

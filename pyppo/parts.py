@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from gymnasium import spaces
-from gymnasium.vector import VectorEnv
 
 from pyppo.actions import Distribution, stream_seed
 from pyppo.config import Config
@@ -46,34 +45,17 @@ def make_groups(config: Config, rebuild: int) -> list[EnvGroup]:
     ]
 
 
-def as_groups(envs: VectorEnv | Sequence[VectorEnv]) -> list[EnvGroup]:
-    """The user's environments, each a group, in the order given.
-
-    Raises:
-        ValueError, TypeError: there is none, or one does not keep the environment contract.
-    """
-    if not isinstance(envs, (VectorEnv, Sequence)) or isinstance(envs, str):
-        raise TypeError(
-            f"envs is a {type(envs).__name__}; it must be a gymnasium.vector.VectorEnv or a sequence of them"
-        )
-    groups: list[EnvGroup] = []
-    for env in [envs] if isinstance(envs, VectorEnv) else envs:
-        groups.append(EnvGroup(env, first_env=sum(group.num_envs for group in groups)))
-    if not groups:
-        raise ValueError("envs is empty; it must be a gymnasium.vector.VectorEnv or a sequence of them")
-    return groups
-
-
 def make_policy(config: Config, obs_space: spaces.Dict, distribution: Distribution) -> MLPPolicy:
     """The built-in policy for these spaces, as the settings have it."""
-    return MLPPolicy(
-        obs_space,
-        distribution,
-        hidden_sizes=config.hidden_sizes,
-        activation=config.activation,
-        log_std_init=config.log_std_init,
-        norm_obs=config.norm_obs,
-        clip_obs=config.clip_obs,
-        seed=stream_seed(config.seed, "policy"),
-        metadata={"env_id": config.env_id, "env_options": config.env_options},
-    )
+    with torch_threads(config.torch_threads):  # the orthogonal weights come from a QR decomposition
+        return MLPPolicy(
+            obs_space,
+            distribution,
+            hidden_sizes=config.hidden_sizes,
+            activation=config.activation,
+            log_std_init=config.log_std_init,
+            norm_obs=config.norm_obs,
+            clip_obs=config.clip_obs,
+            seed=stream_seed(config.seed, "policy"),
+            metadata={"env_id": config.env_id, "env_options": config.env_options},
+        )

@@ -12,8 +12,9 @@ from pyppo.checkpoint import read_config
 from pyppo.config import Config
 from pyppo.report import SCORE_EPISODES, read_metrics
 
+_Curve = tuple[np.ndarray, np.ndarray]  # steps and returns
 _POINTS = 400  # of the common grid that seeds are averaged on
-_INCIDENTAL = ("seed", "run_dir", "save_interval", "env_threads", "num_groups", "torch_threads", "device", "engine")
+_INCIDENTAL = ("seed", "run_dir", "save_interval", "env_threads", "torch_threads", "device", "engine")
 
 
 def plot_history(history: Mapping[str, Sequence[float]], path: str | Path, *, title: str = "") -> Path:
@@ -42,20 +43,26 @@ def plot_runs(runs: Sequence[str | Path], path: str | Path) -> Path:
     names = list(groups)
     figure, axes = _figure(len(names))
     for axis, env_id in zip(axes, names, strict=True):
-        for color, (label, curves) in enumerate(groups[env_id].items()):
-            steps, returns = _align(curves)
-            seeds = f"{len(curves)} seeds" if len(curves) > 1 else "1 seed"
-            axis.plot(steps, returns.mean(axis=0), color=f"C{color}", label=f"{label} ({seeds})" if label else seeds)
-            if len(curves) > 1:
+        for color, (label, by_seed) in enumerate(groups[env_id].items()):
+            steps, returns = _align([curve for _, curve in by_seed])
+            count = _count([seed for seed, _ in by_seed])
+            axis.plot(steps, returns.mean(axis=0), color=f"C{color}", label=f"{label} ({count})" if label else count)
+            if len(by_seed) > 1:
                 axis.fill_between(steps, returns.min(axis=0), returns.max(axis=0), color=f"C{color}", alpha=0.2, lw=0)
         axis.legend(loc="best", frameon=False)
     return _finish(figure, axes, names, path)
 
 
-def _group(runs: Sequence[str | Path]) -> dict[str, dict[str, list[tuple[np.ndarray, np.ndarray]]]]:
-    """Curves by environment, then by a label that names the settings in which its runs differ from others."""
+def _count(seeds: Sequence[int]) -> str:
+    """How many runs a curve is the mean of: seeds, if no two share one."""
+    what = "seed" if len(set(seeds)) == len(seeds) else "run"
+    return f"{len(seeds)} {what}{'s' if len(seeds) > 1 else ''}"
+
+
+def _group(runs: Sequence[str | Path]) -> dict[str, dict[str, list[tuple[int, _Curve]]]]:
+    """Seeds and curves by environment, then by a label that names the settings in which its runs differ from others."""
     configs = [read_config(Path(run)) for run in runs]
-    groups: dict[str, dict[str, list[tuple[np.ndarray, np.ndarray]]]] = {}
+    groups: dict[str, dict[str, list[tuple[int, _Curve]]]] = {}
     for run, config in zip(runs, configs, strict=True):
         same_env = [other for other in configs if other.env_id == config.env_id]
         label = ", ".join(f"{name} {value}" for name, value in _differences(config, same_env).items())
@@ -63,7 +70,7 @@ def _group(runs: Sequence[str | Path]) -> dict[str, dict[str, list[tuple[np.ndar
         if not metrics.is_file():
             raise ValueError(f"{run} has no metrics.jsonl; it must be a run folder that has begun to train")
         curve = _curve(read_metrics(metrics), str(run))
-        groups.setdefault(config.env_id, {}).setdefault(label, []).append(curve)
+        groups.setdefault(config.env_id, {}).setdefault(label, []).append((config.seed, curve))
     return groups
 
 
@@ -76,7 +83,7 @@ def _differences(config: Config, others: Sequence[Config]) -> dict[str, Any]:
     }
 
 
-def _curve(history: Mapping[str, Sequence[float]], name: str) -> tuple[np.ndarray, np.ndarray]:
+def _curve(history: Mapping[str, Sequence[float]], name: str) -> _Curve:
     steps = np.asarray(history.get("step", ()), dtype=float)
     returns = np.asarray(history.get("episode_return", ()), dtype=float)
     known = np.isfinite(returns)
@@ -85,7 +92,7 @@ def _curve(history: Mapping[str, Sequence[float]], name: str) -> tuple[np.ndarra
     return steps[known], returns[known]
 
 
-def _align(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+def _align(curves: Sequence[_Curve]) -> tuple[np.ndarray, np.ndarray]:
     """Curves on one grid of steps [P], returns [runs, P]; a single curve keeps its own points."""
     if len(curves) == 1:
         return curves[0][0], curves[0][1][None]

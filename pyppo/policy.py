@@ -62,7 +62,10 @@ class Policy(Protocol):
         ...
 
     def act(self, obs: Observation, deterministic: bool = False) -> np.ndarray:
-        """Actions for observations as the environment gives them, NumPy in and out, a single one or a batch.
+        """Actions for observations in the storage dtype, NumPy in and out, a single one or a batch.
+
+        Training and `pyppo.evaluate` hand it plain arrays (dicts where the environment's observations are) in the
+        same dtypes as `evaluate`: float32 even where the environment gives float64.
 
         A policy without `heads` is sampled through this method: what it returns is stored and handed to `evaluate`;
         a copy clipped to the action space's finite bounds is sent to the environment.
@@ -73,8 +76,9 @@ class Policy(Protocol):
 class MLPPolicy(nn.Module):
     """Separate actor and critic MLPs; a diagonal Gaussian's log-std is one parameter, independent of the state.
 
-    Orthogonal weights of gain sqrt(2), 0.01 for the policy head and 1 for the value head, zero biases ("The 37
-    Implementation Details of Proximal Policy Optimization", 2022, details 2 and core 13). The observation statistics
+    Orthogonal weights of gain sqrt(2), 0.01 for the policy head and 1 for the value head, zero biases (Huang et al.
+    2022, "The 37 Implementation Details of Proximal Policy Optimization", core detail 2); two networks that share
+    nothing (core detail 13). The observation statistics
     belong to the policy, so `act` takes raw observations; it never changes them.
 
     Args:
@@ -205,7 +209,8 @@ class MLPPolicy(nn.Module):
         batched = all(arrays[key].ndim == len(shape) + 1 for key, shape in self.obs_shapes.items())
         for key, shape in self.obs_shapes.items():
             if arrays[key].shape[batched:] != shape:
-                raise ValueError(f"obs[{key!r}] has shape {arrays[key].shape}; it must be {shape} or (batch, *{shape})")
+                wanted = f"({', '.join(map(str, ('batch', *shape)))})"
+                raise ValueError(f"obs[{key!r}] has shape {arrays[key].shape}; it must be {shape} or {wanted}")
         return (arrays if batched else {key: a[None] for key, a in arrays.items()}), batched
 
 

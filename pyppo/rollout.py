@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-__all__ = ["Collector", "Episode", "Rollout", "random_rows"]
+__all__ = ["Collector", "Episode", "Rollout", "find_not_finite", "random_rows"]
 
 
 class Step(Protocol):
@@ -170,6 +170,8 @@ class Collector:
     Attributes:
         episodes: finished episodes, oldest first; the caller empties it.
         valid_steps: valid steps so far, of all rollouts.
+        ready: whether `collect` can go on from where the last rollout ended; an exception out of it, which leaves
+            environments in the middle of a step, makes `reset` necessary.
     """
 
     def __init__(
@@ -189,7 +191,7 @@ class Collector:
         self._done = np.zeros(rollout.num_envs, bool)
         self._returns = np.zeros(rollout.num_envs)
         self._lengths = np.zeros(rollout.num_envs, np.int64)
-        self._started = False
+        self.ready = False
 
     def reset(self, seed: int | None = None) -> None:
         """Start new episodes in all environments; what was unfinished is dropped. Counters go on."""
@@ -200,12 +202,13 @@ class Collector:
         self._done[:] = False
         self._returns[:] = 0
         self._lengths[:] = 0
-        self._started = True
+        self.ready = True
 
     def collect(self) -> int:
         """Fill the rollout: T steps from where the last one ended. Returns how many of its rows are valid."""
-        if not self._started:
-            raise RuntimeError("collect was called before reset")
+        if not self.ready:
+            raise RuntimeError("collect was called before reset, or after a collect that failed")
+        self.ready = False
         rollout, slices = self.rollout, self._slices
         for tensor in rollout.obs.values():
             tensor[0] = tensor[-1]
@@ -218,7 +221,9 @@ class Collector:
                 part.steps += 1
         for part in slices:
             self._receive(part, rollout.num_steps - 1)
-        return self._finish()
+        count = self._finish()
+        self.ready = True
+        return count
 
     def _receive(self, part: _Slice, t: int) -> None:
         """Write the answer to step t: its reward and flags in row t, the observation that follows in row t + 1."""
@@ -250,6 +255,7 @@ class Collector:
             valid[1:] = ~done[:-1]
             _check_resets(done, valid)
         _check_rewards(host["rewards"])
+        _check_observations(rollout.obs, valid, host["terminated"], self.same_step)
         self._count_episodes(done, valid)
         self._done = done[-1].copy()
         if rollout.device.type != "cpu":
@@ -336,6 +342,32 @@ def _check_rewards(rewards: np.ndarray) -> None:
     if not np.isfinite(rewards).all():
         t, row = (int(i) for i in np.argwhere(~np.isfinite(rewards))[0])
         raise ValueError(f"environment {row} gave reward {rewards[t, row]} at step {t}; it must be finite")
+
+
+def _check_observations(obs: Mapping[str, Tensor], valid: np.ndarray, terminated: np.ndarray, same_step: bool) -> None:
+    """Every observation must be finite that something is made of: what follows a step, unless nothing does."""
+    if find_not_finite(obs) is None:
+        return
+    follows = np.ones_like(valid) if same_step else ~terminated
+    used = torch.from_numpy(np.concatenate([valid[:1], follows]))
+    if (found := find_not_finite(obs, used)) is not None:
+        raise ValueError(f"{found}; it must be finite")
+
+
+def find_not_finite(obs: Mapping[str, Tensor], used: Tensor | None = None) -> str | None:
+    """Says which environment gave which observation that is not finite; None if none did.
+
+    Args:
+        obs: entries `[T+1, N, ...]`. used: bool `[T+1, N]`, the rows to look at; None: all.
+    """
+    for name, x in obs.items():
+        if not x.is_floating_point() or bool(x.isfinite().all()):
+            continue
+        wrong = ~x.isfinite().flatten(2).all(2).cpu() if x.dim() > 2 else ~x.isfinite().cpu()
+        if len(rows := (wrong if used is None else wrong & used).nonzero()):
+            t, row = rows[0].tolist()
+            return f"environment {row} gave an observation {name!r} that is not finite, row {t} of the rollout"
+    return None
 
 
 def random_rows(groups: Sequence[Group], rows: int, seed: int) -> dict[str, np.ndarray]:

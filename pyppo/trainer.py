@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.vector import VectorEnv
 from torch import nn
 
 from pyppo import checkpoint as checkpoints
@@ -18,9 +17,10 @@ from pyppo import ops, report
 from pyppo.actions import Distribution, stream_seed
 from pyppo.config import Config
 from pyppo.engines import Schedule, make_engine, valid_indices
-from pyppo.normalize import RewardScaler
-from pyppo.parts import as_groups, make_groups, make_policy, torch_threads
-from pyppo.rollout import Collector, Rollout, random_rows
+from pyppo.envs import Envs, as_groups
+from pyppo.normalize import ObservationNormalizer, RewardScaler
+from pyppo.parts import make_groups, make_policy, torch_threads
+from pyppo.rollout import Collector, Rollout, find_not_finite, random_rows
 
 _LEARNING_RATES = (1e-6, 1e-2)  # bounds of the KL-adaptive learning rate
 
@@ -76,7 +76,8 @@ class Trainer:
 
     Args:
         config: the settings. `num_envs` is taken from `envs` where those are given.
-        envs: your own environments: a `gymnasium.vector.VectorEnv` or several, each a group. None: EnvPool's.
+        envs: your own environments: a `gymnasium.vector.VectorEnv` (or `EnvGroup`) or several, each a group. None:
+            EnvPool's.
         policy: your own module (see `pyppo.policy.Policy`); None: an `MLPPolicy`.
         quiet: say nothing but what needs attention.
         callbacks: called with each iteration's row of the history; a list to add to later.
@@ -86,24 +87,34 @@ class Trainer:
     def __init__(
         self,
         config: Config,
-        envs: VectorEnv | Sequence[VectorEnv] | None = None,
+        envs: Envs | None = None,
         policy: nn.Module | None = None,
         *,
         quiet: bool = False,
         callbacks: Sequence[Callable[[report.Row], None]] = (),
         resume_from: checkpoints.Checkpoint | None = None,
     ) -> None:
-        self.rebuild = 0 if resume_from is None else int(resume_from.state["rebuild"]) + 1
-        self._owns_envs = envs is None
-        self.groups = make_groups(config, self.rebuild) if envs is None else as_groups(envs)
-        if envs is not None:
-            config = config.replace(num_envs=sum(g.num_envs for g in self.groups), num_groups=1)
+        groups = None if envs is None else as_groups(envs)
+        if groups is not None:
+            config = config.replace(num_envs=sum(g.num_envs for g in groups), num_groups=1)
+        if resume_from is not None:
+            checkpoints.check_resume(resume_from, config)
         self.config = config
+        self.rebuild = 0 if resume_from is None else int(resume_from.state["rebuild"]) + 1
+        self._owns_envs = groups is None
+        self.groups = make_groups(config, self.rebuild) if groups is None else groups
         action_space, obs_space = self.groups[0].action_space, self.groups[0].obs_space
         distribution = Distribution.from_space(action_space, config.action_bounds)
         if resume_from is not None:
             policy = checkpoints.restore_policy(resume_from, policy)
         self.policy: Any = policy if policy is not None else make_policy(config, obs_space, distribution)
+        normalizer = getattr(self.policy, "normalizer", None)
+        self._normalizer = normalizer if isinstance(normalizer, ObservationNormalizer) else None
+        if config.norm_obs and self._normalizer is None:
+            raise ValueError(
+                f"norm_obs is True; it must be False, or the policy, a {type(self.policy).__name__}, must have a "
+                "normalizer: an attribute of that name, a pyppo.normalize.ObservationNormalizer, that it applies itself"
+            )
         if not hasattr(self.policy, "heads"):
             torch.manual_seed(stream_seed(config.seed, f"policy/{self.rebuild}"))
         self.engine = make_engine(config, self.policy, distribution)
@@ -122,20 +133,23 @@ class Trainer:
         self.steps = 0  # valid steps of finished iterations
         self.history, self.clock = report.History(), report.Clock()
         self.run_dir: Path | None = None
+        self._saved: tuple[int, Path] | None = None  # the last checkpoint and the iteration it is of
+        self._partial_update = False
         if resume_from is not None:
             self._restore(resume_from)
         elif config.run_dir is not None:
             self.run_dir = checkpoints.new_run_dir(config.run_dir, config)
         self.callbacks, self._quiet = list(callbacks), quiet
         self._reporter: report.Reporter | None = None
-        self._metrics = report.MetricsFile(self.run_dir / "metrics.jsonl") if self.run_dir is not None else None
-        self._started = False
+        self._metrics: report.MetricsFile | None = None
+        self._warm = resume_from is not None
+        self._resets = 0
 
     @classmethod
     def resume(
         cls,
         run: str | Path,
-        envs: VectorEnv | Sequence[VectorEnv] | None = None,
+        envs: Envs | None = None,
         policy: nn.Module | None = None,
         *,
         quiet: bool = False,
@@ -145,13 +159,15 @@ class Trainer:
         """A trainer that goes on from a run's latest checkpoint, or from a given checkpoint, in the same run folder.
 
         Environments are made anew with seeds of their own, since EnvPool can save none: unfinished episodes are lost.
+        The folder stays as it is until training starts; then what is newer than the checkpoint is deleted.
 
         Args:
             run: the folder. envs, policy, quiet, callbacks: as for `Trainer`; needed again if they were given then.
             **changes: fields of `Config` to change, `total_timesteps` to train for longer.
 
         Raises:
-            FileNotFoundError, ValueError: there is no usable run.
+            FileNotFoundError, ValueError: there is no usable run, it is complete, or a change does not fit what it
+                holds (environment, number of environments, policy, observation statistics).
         """
         checkpoint = checkpoints.load_checkpoint(run)
         config = checkpoints.read_config(checkpoint.run).replace(**changes)
@@ -160,16 +176,19 @@ class Trainer:
     # --- the loop ----------------------------------------------------------------------------------------------------
 
     def train(self) -> Result:
-        """Iterate until `total_timesteps` valid steps are done; save; Ctrl-C ends it early and saves too."""
+        """Iterate until `total_timesteps` valid steps are done; save; Ctrl-C ends it early and saves too.
+
+        Called again after that, it goes on: in new episodes where Ctrl-C came while the environments stepped.
+        """
         self._reporter = report.make_reporter(self.config.total_timesteps, quiet=self._quiet)
         interrupted = False
         try:
             while self.steps < self.config.total_timesteps:
                 self.step()
-            self.save()
+            self._save_once()
         except KeyboardInterrupt:
             interrupted = True
-            saved = self.save()
+            saved = self._save_once()
             where = f"saved {saved}; go on with `pyppo resume {self.run_dir}`" if saved else "nothing was saved"
             self._reporter.message(f"interrupted at step {self.steps:,}: {where}")
         finally:
@@ -187,6 +206,7 @@ class Trainer:
             with self.clock.phase("gae"):
                 explained_variance = self._estimate()
             with self.clock.phase("update"):
+                self._partial_update = True
                 metrics = self.engine.update(self.rollout, schedule, self.iteration)
             self._check_finite(metrics)
             self.iteration += 1
@@ -198,21 +218,36 @@ class Trainer:
         return row
 
     def _start(self) -> None:
-        """Before the first iteration: warm the observation statistics up, begin the episodes."""
-        if self._started:
+        """Before the first iteration, or the first after one that broke off: warm up once, begin the episodes."""
+        if self.collector.ready:
             return
-        config, normalizer = self.config, getattr(self.policy, "normalizer", None)
-        if normalizer is not None and self.steps == 0 and config.warmup_rows:
+        config, normalizer = self.config, self._normalizer
+        if normalizer is not None and not self._warm and config.warmup_rows:
             rows = random_rows(self.groups, config.warmup_rows, stream_seed(config.seed, "warmup"))
             normalizer.update({key: torch.as_tensor(x, device=self.engine.device) for key, x in rows.items()})
-        self.collector.reset(stream_seed(config.seed, f"environments/{self.rebuild}"))
+        self._warm = True
+        self.reward_scaler.reset()
+        again = f"/{self._resets}" if self._resets else ""  # not the same episodes once more
+        self.collector.reset(stream_seed(config.seed, f"environments/{self.rebuild}{again}"))
+        self._resets += 1
+        self._open_run()
         self.clock.start()
-        self._started = True
+
+    def _open_run(self) -> None:
+        """Begin to write the run's metrics; a resumed run first drops what is newer than its checkpoint."""
+        if self.run_dir is None or self._metrics is not None:
+            return
+        metrics = self.run_dir / "metrics.jsonl"
+        if self.rebuild:
+            report.rewrite_metrics(metrics, self.history)
+            checkpoints.discard_after(self.run_dir, self.steps)
+            checkpoints.write_config(self.run_dir, self.config)
+        self._metrics = report.MetricsFile(metrics)
 
     def _schedule(self) -> Schedule:
         """The coefficients for the coming rollout, from the share of steps that is done."""
         config = self.config
-        left = 1.0 - self.steps / config.total_timesteps
+        left = max(0.0, 1.0 - self.steps / config.total_timesteps)  # `step` may go on past the total
         learning_rate = config.learning_rate * left if config.anneal_lr else self.learning_rate
         return Schedule(learning_rate, config.clip_coef, config.ent_coef, self.kl_coef)
 
@@ -250,21 +285,26 @@ class Trainer:
     def _collect(self) -> None:
         try:
             self.collector.collect()
-        except ValueError as error:  # the sampler refuses NaN; say where it came from
-            for key, x in self.rollout.obs.items():
-                if not bool(x.isfinite().all()):
-                    raise self._not_finite(f"the environments gave an observation {key!r} that is not") from error
+        except ValueError as error:  # the sampler refuses NaN, the collector infinity; say where it came from
+            if (found := find_not_finite(self.rollout.obs)) is not None:
+                raise self._not_finite(found) from error
             raise
 
     def _check_finite(self, metrics: Mapping[str, float]) -> None:
         """Stop before anything that is not a number reaches a checkpoint."""
         if (bad := self._bad_parameter()) is not None:
-            raise self._not_finite(f"parameter {bad} is not")
+            raise self._not_finite(f"{bad} is not")
         if metrics["updates"] > 0 and not math.isfinite(metrics["loss"]):
             raise self._not_finite(f"the loss is {metrics['loss']}")
 
     def _bad_parameter(self) -> str | None:
-        return next((name for name, p in self.policy.named_parameters() if not bool(p.isfinite().all())), None)
+        for name, x in self.policy.named_parameters():
+            if not bool(x.isfinite().all()):
+                return f"parameter {name}"
+        for name, x in self.policy.named_buffers():  # infinity is no fault in a mask; statistics turn it into NaN
+            if x.is_floating_point() and bool(x.isnan().any()):
+                return f"buffer {name}"
+        return None
 
     def _not_finite(self, what: str) -> FloatingPointError:
         return FloatingPointError(
@@ -275,11 +315,10 @@ class Trainer:
 
     def _learn_statistics(self) -> None:
         """Take the rollout's valid observations into the statistics, which were fixed until here."""
-        normalizer = getattr(self.policy, "normalizer", None)
-        if normalizer is not None:
+        if self._normalizer is not None:
             rows = valid_indices(self.rollout.valid)
             length = self.config.num_steps
-            normalizer.update({key: x[:length].flatten(0, 1)[rows] for key, x in self.rollout.obs.items()})
+            self._normalizer.update({key: x[:length].flatten(0, 1)[rows] for key, x in self.rollout.obs.items()})
 
     def _adapt(self, kl: float) -> None:
         """Move the KL coefficient (Schulman et al. 2017, section 4) or the learning rate on the exact KL."""
@@ -304,6 +343,7 @@ class Trainer:
         finished = [(episode.episode_return, episode.length) for episode in self.collector.episodes]
         self.collector.episodes.clear()
         row = self.history.add(counters, finished, {**metrics, **schedules, **times})
+        self._partial_update = False
         if self._metrics is not None:
             self._metrics(row)
         if self._reporter is not None:
@@ -315,10 +355,12 @@ class Trainer:
     def save(self) -> Path | None:
         """Write a checkpoint of the last finished iteration; None if there is nothing to save or nowhere to.
 
-        After Ctrl-C in the middle of an update the weights are some gradient steps ahead of the counters.
+        After Ctrl-C in the middle of an update the weights are some gradient steps ahead of the counters;
+        `partial_update` in `state.json` says so.
         """
         if self.run_dir is None or self.steps == 0 or self._bad_parameter() is not None:
             return None
+        self._open_run()
         tensors = {
             **{f"engine.{name}": x for name, x in self.engine.state_dict().items()},
             **{f"reward_scaler.{name}": x for name, x in self.reward_scaler.state_dict().items()},
@@ -328,26 +370,32 @@ class Trainer:
             "step": self.steps, "iteration": self.iteration, "rebuild": self.rebuild, "time": self.clock.total,
             "kl_coef": self.kl_coef, "learning_rate": self.learning_rate, **self.history.state_dict(),
             "policy": checkpoints.policy_recipe(self.policy), "torch": torch.__version__,
+            "partial_update": self._partial_update,
         }  # fmt: skip
-        return checkpoints.save_checkpoint(self.run_dir, self.policy.state_dict(), tensors, state)
+        path = checkpoints.save_checkpoint(self.run_dir, self.policy.state_dict(), tensors, state)
+        self._saved = (self.iteration, path)
+        return path
+
+    def _save_once(self) -> Path | None:
+        """The checkpoint of where training stands, written unless it is there."""
+        if self._saved is not None and self._saved[0] == self.iteration and not self._partial_update:
+            return self._saved[1]
+        return self.save()
 
     def _restore(self, checkpoint: checkpoints.Checkpoint) -> None:
-        """Counters, schedules, optimiser and statistics as the checkpoint has them; its run folder becomes ours."""
+        """Counters, schedules, optimiser and statistics as the checkpoint has them; changes nothing in its run."""
         state, tensors = checkpoint.state, checkpoint.optimizer
         self.engine.load_state_dict(checkpoints.under("engine.", tensors))
         self.reward_scaler.load_state_dict(checkpoints.under("reward_scaler.", tensors))
-        self.reward_scaler.returns.zero_()  # the environments begin anew
         self.rollout.steps.copy_(tensors["rollout.steps"])
         self.steps = self.collector.valid_steps = int(state["step"])
         self.iteration, self.clock.total = int(state["iteration"]), float(state["time"])
         self.kl_coef, self.learning_rate = float(state["kl_coef"]), float(state["learning_rate"])
         self.history.load_state_dict(state)
-        self.run_dir = checkpoint.run
+        self.run_dir, self._saved = checkpoint.run, (self.iteration, checkpoint.path)
         metrics = self.run_dir / "metrics.jsonl"
-        self.history.update(report.read_metrics(metrics, last_step=self.steps))
-        report.rewrite_metrics(metrics, self.history)
-        checkpoints.discard_after(self.run_dir, self.steps)
-        checkpoints.write_config(self.run_dir, self.config)
+        if metrics.exists():  # without its history a run can still go on
+            self.history.update(report.read_metrics(metrics, last_step=self.steps))
 
     def close(self) -> None:
         """Close the metrics file, and the environments unless they are yours."""

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -88,6 +90,19 @@ def test_a_crash_while_saving_leaves_the_earlier_one(run, policy, monkeypatch, m
     assert checkpoint.load_checkpoint(run).state["step"] == 3
 
 
+def test_leftovers_of_dead_processes_are_removed(run, policy):
+    save(run, policy, 1)
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    folder = run / "checkpoints"
+    names = {f".writing-step-000000000002-{pid}": pid for pid in (process.pid, os.getpid(), os.getppid())}
+    for name in names:
+        (folder / name).mkdir()
+    save(run, policy, 3)
+    left = [path.name for path in folder.glob(".writing-*")]
+    assert left == [name for name, pid in names.items() if pid == os.getppid()]  # which may be writing yet
+
+
 def test_a_lost_pointer_is_no_loss(run, policy):
     save(run, policy, 1)
     save(run, policy, 2)
@@ -98,15 +113,24 @@ def test_a_lost_pointer_is_no_loss(run, policy):
         assert checkpoint.load_checkpoint(run).state["step"] == 2
 
 
-def damage_bytes(path):
-    file = path / "model.safetensors"
+def damage_bytes(path, name="model"):
+    file = path / f"{name}.safetensors"
     data = bytearray(file.read_bytes())
     data[-3] ^= 0xFF
     file.write_bytes(data)
 
 
+def edit_state(path, without):
+    state = json.loads((path / "state.json").read_text())
+    del state[without]
+    (path / "state.json").write_text(json.dumps(state))
+
+
 DAMAGE = {
-    "a changed bit": (damage_bytes, "SHA-256"),
+    "a changed bit": (damage_bytes, r"model\.safetensors does not have the SHA-256"),
+    "a changed moment": (lambda p: damage_bytes(p, "optimizer"), r"optimizer\.safetensors does not have the SHA-256"),
+    "a lost key": (lambda p: edit_state(p, "policy"), "state.json lacks policy"),
+    "a lost hash": (lambda p: edit_state(p, "optimizer_sha256"), "state.json lacks optimizer_sha256"),
     "a cut file": (lambda p: os.truncate(p / "model.safetensors", 50), "not a usable checkpoint"),
     "a lost file": (lambda p: (p / "optimizer.safetensors").unlink(), r"optimizer\.safetensors"),
     "broken JSON": (lambda p: (p / "state.json").write_text("{"), "not a usable checkpoint"),

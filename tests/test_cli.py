@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -106,6 +107,9 @@ REFUSED = {
     "no environment": (["train", "--seed", "1"], "ENV is missing"),
     "unknown environment": (["train", "CartPol-v1"], "CartPole-v1"),
     "environment twice": (["train", "CartPole-v1", "--env-id", "Acrobot-v1"], "--env-id is 'Acrobot-v1'"),
+    "unknown option": (["train", "CartPole-v1", "--env-option", "foo=2"], "CartPole-v1 does not take"),
+    "no such GPU": (["train", "CartPole-v1", "--device", "cuda:99"], "device is 'cuda:99'"),
+    "no episodes": (["eval", "nowhere", "--episodes", "0"], "--episodes is 0"),
     "bad option": (["train", "CartPole-v1", "--env-option", "max_episode_steps"], "NAME=VALUE"),
     "no run": (["eval", "nowhere"], "nowhere is not a folder"),
     "no run to resume": (["resume", "nowhere"], "nowhere is not a folder"),
@@ -128,6 +132,42 @@ def test_flags_that_break_a_rule_exit_with_2(flags, capsys):
         cli.main(["train", "CartPole-v1", *flags])
     assert exit_info.value.code == 2
     assert flags[0].removeprefix("--").split("-")[0] in capsys.readouterr().err
+
+
+SHORT = ["--num-envs", "2", "--num-steps", "2", "--num-minibatches", "1", "--run-dir", "None"]
+
+
+def test_steps_may_be_written_1e6_and_no_episode_is_said(capsys):
+    assert cli.main(["train", "CartPole-v1", "--total-timesteps", "0.4e1", *SHORT]) == 0
+    said = capsys.readouterr()
+    assert "no episode finished yet after" in said.out
+    assert "steps 4 " in said.err
+    assert (cli._whole("1_000"), cli._whole("1e6")) == (1000, 1_000_000)
+    with pytest.raises(SystemExit):
+        cli.main(["train", "CartPole-v1", "--total-timesteps", "1.5"])
+
+
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_a_bug_keeps_its_traceback(command, run, monkeypatch):
+    def broken(*arguments, **settings):
+        raise ValueError("a bug")
+
+    target = "pyppo.trainer.make_policy" if command == "train" else "pyppo.evaluation._run"
+    monkeypatch.setattr(target, broken)
+    arguments = ["train", "CartPole-v1", *SHORT] if command == "train" else ["eval", str(run)]
+    with pytest.raises(ValueError, match="a bug"):
+        cli.main(arguments)
+
+
+@pytest.mark.parametrize("command", ["eval", "resume"])
+def test_a_module_of_ones_own_is_for_python(command, run, tmp_path, capsys):
+    copy = shutil.copytree(run, tmp_path / "run")
+    for path in copy.glob("checkpoints/*/state.json"):
+        state = json.loads(path.read_text())
+        state["policy"] = {"class": "mine.Policy"}
+        path.write_text(json.dumps(state))
+    assert cli.main([command, str(copy)]) == 2
+    assert "mine.Policy, a module of your own" in capsys.readouterr().err
 
 
 def test_values_of_environment_options():

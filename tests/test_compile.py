@@ -250,3 +250,19 @@ def test_every_operator_is_checked() -> None:
     registered = {name.split("::")[1].split(".")[0] for name in torch._C._dispatch_get_all_op_names()
                   if name.startswith("pyppo::")}  # fmt: skip
     assert registered == {OPERATORS[name]()[0] for name in OPERATORS}
+
+
+def test_permutation_and_large_seeds() -> None:
+    """Seeds are unsigned, an operator's integers are not."""
+    seed = 2**64 - 1
+    compiled = torch.compile(lambda: ops.permutation(100, seed=seed, epoch=3), fullgraph=True, backend="eager")
+    assert torch.equal(compiled(), ops.permutation(100, seed=seed, epoch=3))
+
+
+@pytest.mark.parametrize("wrong", ["dtype", "shape"])
+def test_gae_out_is_checked_as_in_an_eager_call(wrong: str) -> None:
+    rewards, values, flags = torch.randn(5, 2), torch.randn(6, 2), torch.zeros(5, 2, dtype=torch.bool)
+    bad = torch.empty(5, 2, dtype=torch.float64) if wrong == "dtype" else torch.empty(3, 5, 2)
+    compiled = torch.compile(lambda out: ops.gae(rewards, values, flags, flags, out=out), backend="eager")
+    with pytest.raises(ValueError, match="out"):
+        compiled((bad, bad.clone()))

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from pyppo import envs
-from pyppo.envs import EnvGroup, EnvPoolVectorEnv, auto_threads, env_seed, list_envs, make_envs
+from pyppo.envs import EnvGroup, EnvPoolVectorEnv, as_groups, auto_threads, env_seed, list_envs, make_envs
 
 needs_envpool = pytest.mark.skipif(importlib.util.find_spec("envpool") is None, reason="EnvPool is not installed")
 
@@ -219,6 +219,8 @@ def test_refusals_of_make_envs():
         make_envs("CartPole-v1", 2, seed=1, options={"seed": 3})
     with pytest.raises(ValueError, match="num_envs is 0"):
         make_envs("CartPole-v1", 0, seed=1)
+    with pytest.raises(ValueError, match=r"env_options has \{'foo': 2\}, which CartPole-v1 does not take"):
+        make_envs("CartPole-v1", 1, seed=1, options={"foo": 2})
 
 
 @needs_envpool
@@ -301,12 +303,25 @@ def test_autoreset_mode_is_read(mode):
 def test_an_unsaid_autoreset_mode_is_asked_for():
     with pytest.raises(ValueError, match=r"Silent does not say .*\?") as error:
         EnvGroup(Silent())
-    assert "autoreset_mode='next_step'" in str(error.value)
-    assert "autoreset_mode='same_step'" in str(error.value)
+    assert "EnvGroup(env, autoreset_mode='next_step')" in str(error.value)
+    assert "EnvGroup(env, autoreset_mode='same_step')" in str(error.value)
     with pytest.raises(ValueError, match="autoreset disabled; it must reset finished episodes itself"):
         EnvGroup(Silent(AutoresetMode.DISABLED))
     with pytest.raises(ValueError, match="autoreset_mode is 'sometimes'; it must be"):
         EnvGroup(Silent(), autoreset_mode="sometimes")
+
+
+def test_ready_groups_keep_their_mode_and_get_their_place():
+    ready = EnvGroup(Silent(), autoreset_mode="same_step")
+    groups = as_groups([Silent("next_step"), ready])
+    assert [group.autoreset for group in groups] == ["next_step", "same_step"]
+    assert [group.first_env for group in groups] == [0, 2]
+    assert groups[1].env is ready.env
+    assert as_groups(ready)[0].autoreset == "same_step"
+    with pytest.raises(ValueError, match="envs is empty; it must be a gymnasium"):
+        as_groups([])
+    with pytest.raises(TypeError, match="envs is a str; it must be a gymnasium"):
+        as_groups("CartPole-v1")
 
 
 def test_refusals_of_the_group():
@@ -331,13 +346,15 @@ def gymnasium_envs(mode, kind=SyncVectorEnv, **kwargs):
     return kind([make] * 3, autoreset_mode=mode, **kwargs)
 
 
-@pytest.mark.parametrize("kind", [SyncVectorEnv, AsyncVectorEnv])
-def test_gymnasium_environments_are_seeded_by_the_list(kind):
-    group = EnvGroup(gymnasium_envs(AutoresetMode.NEXT_STEP, kind), first_env=4)
+@pytest.mark.parametrize(
+    ("kind", "purpose"), [(SyncVectorEnv, "train"), (AsyncVectorEnv, "train"), (SyncVectorEnv, "evaluate")]
+)
+def test_gymnasium_environments_are_seeded_by_the_list(kind, purpose):
+    group = EnvGroup(gymnasium_envs(AutoresetMode.NEXT_STEP, kind), first_env=4, purpose=purpose)
     first = group.reset(seed=1)["obs"].copy()
     np.testing.assert_array_equal(first, group.reset(seed=1)["obs"])
     for i, row in enumerate(first):
-        expected, _ = gym.make("CartPole-v1").reset(seed=env_seed(1, "train", 0, 4 + i, 0))
+        expected, _ = gym.make("CartPole-v1").reset(seed=env_seed(1, purpose, 0, 4 + i, 0))
         np.testing.assert_array_equal(row, expected)
     group.close()
 

@@ -7,8 +7,10 @@ import torch
 from gymnasium import spaces
 
 import pyppo
+from pyppo import checkpoint
 from pyppo.actions import Distribution
-from pyppo.evaluation import _make
+from pyppo.envs import EnvGroup, env_seed
+from pyppo.evaluation import make_group
 from pyppo.policy import MLPPolicy
 
 
@@ -65,13 +67,93 @@ def test_bad_arguments(arguments, message):
         pyppo.evaluate(policy_for(Lengths()), **arguments)
 
 
+def cartpole_policy(options):
+    obs_space = spaces.Dict({"obs": spaces.Box(-9.0, 9.0, (4,), np.float32)})
+    metadata = {"env_id": "CartPole-v1", "env_options": options}
+    return MLPPolicy(obs_space, Distribution.from_space(spaces.Discrete(2)), metadata=metadata)
+
+
 def test_the_saved_options_are_used_without_those_for_training():
     pytest.importorskip("envpool")
     options = {"max_episode_steps": 7, "reward_clip": True}
-    policy = policy_for(Lengths(), metadata={"env_id": "CartPole-v1", "env_options": options})
-    group = _make(policy, None, None, 2, 0)
+    policy = cartpole_policy(options)
+    group = make_group(policy, None, 2, 0)
     assert group.env._pool.config["max_episode_steps"] == 7
     group.close()
-    elsewhere = _make(policy, "CartPole-v0", None, 2, 0)
+    elsewhere = make_group(policy, "CartPole-v0", 2, 0)
     assert elsewhere.env._pool.config["max_episode_steps"] == 200
     elsewhere.close()
+
+
+def test_options_given_outright_are_used_as_they_are(monkeypatch):
+    seen = []
+    monkeypatch.setattr("pyppo.evaluation.make_envs", lambda *a, options, **k: seen.append(options) or Lengths())
+    policy = policy_for(Lengths(), metadata={"env_id": "Pong-v5", "env_options": {"reward_clip": True, "noop_max": 3}})
+    make_group(policy, None, 2, 0)
+    make_group(policy, None, 2, 0, env_options={"reward_clip": True})
+    assert seen == [{"noop_max": 3}, {"reward_clip": True}]
+
+
+def test_an_environment_that_the_policy_does_not_fit():
+    pytest.importorskip("envpool")
+    policy = policy_for(Lengths())
+    with pytest.raises(ValueError, match=r"Acrobot-v1 gives observations .*\(6,\).*trained on .*\(1,\)"):
+        pyppo.evaluate(policy, "Acrobot-v1", episodes=1)
+
+
+class Unsaid(Lengths):
+    """Does not say how it resets; gives float64."""
+
+    def __init__(self):
+        super().__init__(num_envs=2)
+        self.metadata = {}
+        self.seeds = []
+
+    def reset(self, *, seed=None, options=None):
+        self.seeds.append(seed)
+        obs, infos = super().reset(seed=seed)
+        return obs.astype(np.float64), infos
+
+    def step(self, actions):
+        obs, *rest = super().step(actions)
+        return obs.astype(np.float64), *rest
+
+
+def test_a_ready_group_says_how_it_resets_and_is_seeded_for_evaluation():
+    env = Unsaid()
+    with pytest.raises(ValueError, match=r"pass EnvGroup\(env, autoreset_mode='next_step'\)"):
+        pyppo.evaluate(policy_for(env), envs=env, episodes=2)
+    result = pyppo.evaluate(policy_for(env), envs=EnvGroup(env, autoreset_mode="next_step"), episodes=2)
+    assert result.lengths.tolist() == [1, 2]
+    (seed,) = env.seeds
+    assert seed % 2 == env_seed(0, "evaluate", 0, 0, 0) % 2 != env_seed(0, "train", 0, 0, 0) % 2
+
+
+def test_the_policy_sees_the_dtypes_of_the_rollout_storage():
+    class Noting(MLPPolicy):
+        def act(self, obs, deterministic=False):
+            dtypes.add(obs.dtype)
+            return super().act(obs, deterministic)
+
+    env, dtypes = Unsaid(), set()
+    distribution = Distribution.from_space(env.single_action_space)
+    policy = Noting(spaces.Dict({"obs": env.single_observation_space}), distribution)
+    pyppo.evaluate(policy, envs=EnvGroup(env, autoreset_mode="next_step"), episodes=2)
+    assert dtypes == {np.dtype(np.float32)}
+
+
+def saved(path, policy):
+    """A checkpoint folder alone, as it is after it was copied out of its run."""
+    state = {"step": 1, "policy": checkpoint.policy_recipe(policy)}
+    return checkpoint.save_checkpoint(path, policy.state_dict(), {}, state)
+
+
+def test_a_checkpoint_folder_is_enough(tmp_path):
+    pytest.importorskip("envpool")
+    path = saved(tmp_path, cartpole_policy({"max_episode_steps": 5}))
+    assert pyppo.evaluate(path, episodes=3).lengths.tolist() == [5, 5, 5]
+
+
+def test_a_checkpoint_of_an_own_module_is_for_python(tmp_path):
+    with pytest.raises(ValueError, match=r"holds a torch\.nn\..*Linear, a module of your own; evaluate it from Python"):
+        pyppo.evaluate(saved(tmp_path, torch.nn.Linear(1, 1)))

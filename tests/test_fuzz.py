@@ -72,7 +72,7 @@ def mutation(r: random.Random, x: Any) -> Any:
 
 
 def fuzz(seed: int, calls: int, journal: Path) -> None:
-    from test_rejections import FUNCTIONS, GOOD
+    from good_calls import FUNCTIONS, GOOD
 
     from pyppo import ops
 

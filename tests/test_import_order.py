@@ -115,7 +115,7 @@ INCLUDES = {  # folder or file: what it may include
     "csrc/dlpack_abi.h": STANDARD,
     "csrc/tensor.h": rf'{STANDARD}|<Python\.h>|"dlpack_abi\.h"',
     "csrc/output.h": rf'{STANDARD}|"tensor\.h"',
-    "csrc/bindings.cpp": rf'{STANDARD}|<pybind11/\w+\.h>|"(kernels|tensor|output|math/\w+)\.h"',
+    "csrc/bindings": rf'{STANDARD}|<pybind11/\w+\.h>|"\w+\.h"|"\.\./(kernels|tensor|output|math/\w+)\.h"',
 }
 
 

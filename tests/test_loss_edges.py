@@ -161,3 +161,65 @@ def test_no_second_derivative() -> None:
     (gradient,) = torch.autograd.grad(loss * logits.sum(), logits, create_graph=True)
     with pytest.raises(RuntimeError):
         gradient.square().sum().backward()
+
+
+def test_sure_bits_keep_the_digits_of_their_gradient() -> None:
+    """1 - sigmoid(l) is sigmoid(-l): by subtraction it would have none left from l = 37 on."""
+    logits = torch.tensor([[5.0, 20.0, 32.0, 40.0]], dtype=torch.float64)
+    case = {"logits": logits, "distribution": "bernoulli", "actions": torch.ones(1, 4, dtype=torch.int64)}
+    case |= {"old_logp": reference.Bernoulli(logits).log_prob(torch.ones(1, 4)), "advantages": -torch.ones(1).double()}
+    gradient = ops.ppo_loss_grad(**case)[2].logits
+    torch.testing.assert_close(gradient, torch.sigmoid(-logits), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(("old", "new"), [(16.0, 300.0), (17.0, 5000.0), (-16.0, -300.0), (3.0, -40.0), (0.1, 0.2)])
+def test_bernoulli_kl_at_large_logits(old: float, new: float) -> None:
+    """q1 (log q1 - log p1) + q0 (log q0 - log p0): float32 keeps the small second term."""
+    kl = _bernoulli_kl(torch.tensor([[old]]), torch.tensor([[new]]))
+    q = torch.sigmoid(torch.tensor([old, -old], dtype=torch.float64))
+    log = torch.nn.functional.logsigmoid
+    signs = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    exact = (q * (log(old * signs) - log(new * signs))).sum()
+    assert kl.item() == pytest.approx(exact.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("new", "exact"), [(math.inf, 0.0), (1.0, math.log1p(math.exp(-1.0)))])
+def test_bernoulli_kl_from_a_sure_bit(new: float, exact: float) -> None:
+    """The old bit was surely 1: KL = -log p(1)."""
+    kl = _bernoulli_kl(torch.tensor([[math.inf]]), torch.tensor([[new]]))
+    assert kl.item() == pytest.approx(exact, rel=1e-6)
+
+
+def _bernoulli_kl(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    _, metrics, _ = ops.ppo_loss_grad(
+        logits=new,
+        old_logits=old,
+        distribution="bernoulli",
+        actions=torch.ones(1, 1, dtype=torch.int64),
+        old_logp=torch.zeros(1),
+        advantages=torch.ones(1),
+    )
+    return metrics.kl
+
+
+def test_normalised_advantages_with_a_large_mean() -> None:
+    """Advantages of 1e4 +- 1e-2: the mean is subtracted in double, or the deviations drown."""
+    advantages = (1e4 + 1e-2 * torch.randn(1000, generator=torch.Generator().manual_seed(1))).float()
+    exact = advantages.double()
+    exact = -((exact - exact.mean()) / (exact.std() + 1e-8)).mean()
+    zeros = torch.zeros(1000)
+    loss, _ = ops.surrogate_loss(logp=zeros, old_logp=zeros, advantages=advantages, norm_adv=True)
+    assert loss.item() == pytest.approx(exact.item(), abs=1e-7)
+
+
+def test_a_kept_gradient_is_not_written_by_a_second_backward() -> None:
+    """backward() hands out its own buffers where the upstream gradient is 1; accumulation must not reach into them."""
+    logits = torch.randn(5, 3, requires_grad=True)
+    loss, _ = ops.ppo_loss(
+        logits=logits, actions=torch.zeros(5, dtype=torch.int64), old_logp=torch.zeros(5), advantages=torch.randn(5)
+    )
+    once = torch.autograd.grad(loss, logits, retain_graph=True)[0].clone()
+    for _ in range(3):
+        loss.backward(retain_graph=True)
+    torch.testing.assert_close(logits.grad, 3 * once)
+    torch.testing.assert_close(torch.autograd.grad(2 * loss, logits)[0], 2 * once)

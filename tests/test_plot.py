@@ -48,6 +48,20 @@ def test_seeds_become_one_curve_and_settings_a_label(tmp_path):
     assert drawn(plot.plot_runs(runs, tmp_path / "curves.png"))
 
 
+def test_the_label_counts_seeds_or_runs():
+    assert [plot._count(seeds) for seeds in ([1], [1, 2], [1, 1], [1, 2, 2])] == [
+        "1 seed",
+        "2 seeds",
+        "2 runs",
+        "3 runs",
+    ]
+
+
+def test_the_number_of_groups_is_a_setting(tmp_path):
+    runs = [run_with(tmp_path, [1.0], num_groups=groups) for groups in (1, 2)]
+    assert set(plot._group(runs)["Toy-v0"]) == {"num_groups 1", "num_groups 2"}
+
+
 def test_curves_meet_on_the_steps_that_all_have(tmp_path):
     first = np.array([0.0, 10.0, 20.0]), np.array([0.0, 10.0, 20.0])
     second = np.array([5.0, 30.0]), np.array([0.0, 25.0])

@@ -154,7 +154,7 @@ def test_dict_and_image_observations():
 
 def test_observations_of_another_shape_are_refused():
     policy = policy_for(spaces.Discrete(2))
-    with pytest.raises(ValueError, match=r"obs\['obs'\] has shape \(4,\)"):
+    with pytest.raises(ValueError, match=r"obs\['obs'\] has shape \(4,\); it must be \(3,\) or \(batch, 3\)"):
         policy.act(np.zeros(4, np.float32))
     with pytest.raises(ValueError, match="the policy was trained on"):
         policy.act({"pixels": np.zeros(3, np.float32)})

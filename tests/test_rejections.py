@@ -3,75 +3,18 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from good_calls import FUNCTIONS, GOOD, LOSSES, expect, flags, floats
 
-from pyppo import ops
+from pyppo import library, ops
 
 NAN, INF = math.nan, math.inf
 Change = Callable[[Any], Any]
-
-
-def floats(*shape: int) -> torch.Tensor:
-    return torch.arange(1, math.prod(shape) + 1, dtype=torch.float32).reshape(shape) / 10
-
-
-def flags(*shape: int) -> torch.Tensor:
-    return torch.zeros(*shape, dtype=torch.bool)
-
-
-# Good calls; a bad one differs in one or two arguments.
-GOOD: dict[str, Callable[[], dict[str, Any]]] = {
-    "gae": lambda: {
-        "rewards": floats(3, 2), "values": floats(4, 2), "terminated": flags(3, 2), "truncated": flags(3, 2),
-        "valid": ~flags(3, 2), "final_values": floats(3, 2), "gamma": 0.9, "gae_lambda": 0.8,
-        "out": (floats(3, 2), floats(3, 2)),
-    },
-    "categorical": lambda: {
-        "logits": floats(4, 3), "actions": torch.tensor([0, 1, 2, 0]), "action_mask": ~flags(4, 3), **samples(),
-    },
-    "multi": lambda: {
-        "logits": floats(4, 5), "nvec": (2, 3), "actions": torch.tensor([[0, 0], [1, 2], [0, 1], [1, 1]]), **samples(),
-    },
-    "bernoulli": lambda: {
-        "logits": floats(4, 3), "distribution": "bernoulli", "actions": torch.ones(4, 3).long(), **samples(),
-    },
-    "normal": lambda: {
-        "mean": floats(4, 3), "log_std": floats(3), "actions": floats(4, 3), **samples(),
-    },
-    "surrogate": lambda: {
-        "logp": -floats(4), "entropy": floats(4), "kl": floats(4), **samples(),
-    },
-    "sample": lambda: {"logits": floats(4, 3), "action_mask": ~flags(4, 3), "seed": 1, "step": 2, "row_offset": 3},
-    "sample_multi": lambda: {"logits": floats(4, 5), "nvec": [2, 3], "seed": 1, "step": torch.arange(4)},
-    "sample_normal": lambda: {"mean": floats(4, 3), "log_std": floats(4, 3), "seed": 1},
-    "adam": lambda: {
-        "params": floats(6), "grads": floats(6), "exp_avg": floats(6), "exp_avg_sq": floats(6),
-        "step": torch.zeros(1, dtype=torch.int64), "learning_rate": 0.1, "max_grad_norm": 0.5,
-        "skip": torch.zeros(1, dtype=torch.bool),
-    },
-    "permutation": lambda: {"n": 5, "seed": 1, "iteration": 2, "epoch": 3},
-    "set_num_threads": lambda: {"n": ops.get_num_threads()},
-}  # fmt: skip
-FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "gae": ops.gae, "surrogate": ops.surrogate_loss, "adam": ops.adam, "permutation": ops.permutation,
-    **dict.fromkeys(("categorical", "multi", "bernoulli", "normal"), ops.ppo_loss),
-    **dict.fromkeys(("sample", "sample_multi", "sample_normal"), ops.sample),
-    "set_num_threads": lambda n: ops.set_num_threads(n),
-}  # fmt: skip
-LOSSES = ("categorical", "multi", "bernoulli", "normal")
-
-
-def samples() -> dict[str, Any]:
-    return {
-        "old_logp": -floats(4), "advantages": floats(4), "values": floats(4), "old_values": floats(4),
-        "returns": floats(4), "weights": floats(4), "denominator": 4.0, "value_clip_coef": 0.2,
-    }  # fmt: skip
 
 
 # ---- what can be wrong with any tensor ---------------------------------------------------------------------------
@@ -133,17 +76,6 @@ def tensor_rows() -> Iterator[Any]:
             for table in tables:
                 for problem, (error, change) in table.items():
                     yield pytest.param(call, name, error, change, id=f"{call}-{name}-{problem}")
-
-
-def expect(call: str, arguments: dict[str, Any], error: Any, names: tuple[str, ...]) -> None:
-    functions = [FUNCTIONS[call]]
-    if call in LOSSES:
-        functions.append(ops.ppo_loss_grad)
-    for function in functions:
-        with pytest.raises(error) as caught:
-            function(**arguments)
-        message = str(caught.value)
-        assert any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", message) for name in names), message
 
 
 @pytest.mark.parametrize("call", GOOD)
@@ -224,6 +156,7 @@ NUMBERS = [
     *[("categorical", name, TypeError, {name: None}) for name in ("kl_coef", "ent_coef", "vf_coef")],
     *[("categorical", "objective", ValueError, {"objective": x}) for x in ("ppo", "", None, 3)],
     *[("categorical", "distribution", ValueError, {"distribution": x}) for x in ("gaussian", "", 3)],
+    ("categorical", "denominator", ValueError, {"denominator": -1.0}),
     ("categorical", "denominator", ValueError, {"denominator": floats(2)}),
     ("categorical", "denominator", TypeError, {"denominator": torch.tensor(4)}),
     ("categorical", "denominator", ValueError, {"denominator": torch.tensor(4.0, requires_grad=True)}),
@@ -282,7 +215,9 @@ ACTIONS = [
     ("sample", "action_mask", ValueError, {"action_mask": flags(4, 3)}),
     ("sample", "logits", ValueError, {"logits": torch.full((4, 3), -INF)}),
     ("sample", "logits", ValueError, {"logits": torch.full((4, 3), NAN)}),
+    ("sample", "logits", ValueError, {"logits": torch.full((4, 3), INF)}),
     ("sample_normal", "mean", ValueError, {"mean": torch.full((4, 3), NAN)}),
+    ("sample_normal", "mean", ValueError, {"mean": torch.full((4, 3), -INF)}),
     ("sample_normal", "log_std", ValueError, {"log_std": torch.full((4, 3), NAN)}),
     ("sample", "logits", ValueError, {"logits": torch.zeros(4, 0), "action_mask": None}),
     *[("multi", "nvec", ValueError, {"nvec": x}) for x in ((2, 2), (2, 4), (5, 0), (), (6, -1), (0, 5))],
@@ -448,3 +383,37 @@ def test_inside_vmap() -> None:
 def test_there_are_enough_rows() -> None:
     rows = [*MISSING, *CONTRADICTING, *NUMBERS, *OUTPUTS, *ACTIONS, *SCALARS, *tensor_rows(), *overlap_rows()]
     assert len(rows) >= 100
+
+
+def test_out_is_of_the_inputs_kind() -> None:
+    rewards, values, flags = torch.randn(5, 2), torch.randn(6, 2), torch.zeros(5, 2, dtype=torch.bool)
+    out = (np.zeros((5, 2), np.float32), np.zeros((5, 2), np.float32))
+    with pytest.raises(TypeError, match="out"):
+        ops.gae(rewards, values, flags, flags, out=out)
+    assert not out[0].any()
+    with pytest.raises(TypeError, match="out"):
+        ops.gae(rewards.numpy(), values.numpy(), flags.numpy(), flags.numpy(), out=(rewards, rewards.clone()))
+
+
+def test_a_contiguous_negative_view_is_refused() -> None:
+    z = torch.randn(8, dtype=torch.complex64)
+    rewards = z.conj().imag.as_strided((4, 2), (2, 1))
+    assert rewards.is_neg()
+    assert rewards.is_contiguous()
+    with pytest.raises(ValueError, match="rewards"):
+        ops.gae(rewards, torch.zeros(5, 2), torch.zeros(4, 2).bool(), torch.zeros(4, 2).bool())
+
+
+def test_numpy_scalars_are_numbers() -> None:
+    logits = torch.zeros(3, 2)
+    drawn = ops.sample(logits=logits, seed=int(np.int64(1)), step=np.int64(3))
+    assert torch.equal(drawn.actions, ops.sample(logits=logits, seed=1, step=3).actions)
+
+
+def test_check_errors_knows_the_current_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A note on cuda:0 is found under "cuda"; the flags themselves may be anywhere for this test."""
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setitem(library.error_flags, torch.device("cuda", 0), torch.tensor([7, -1]))
+    with pytest.raises(ValueError, match="actions has an impossible action in row 7"):
+        ops.check_errors()
+    ops.check_errors()  # read once

@@ -356,6 +356,59 @@ def test_a_reward_that_is_not_finite_is_refused(bad):
         collector.collect()
 
 
+class Infinite(probes.TerminalReward):
+    """Episodes of four steps whose observation after step `at` is infinite in row 1."""
+
+    at = 4
+
+    def advance(self, actions):
+        obs, *rest = super().advance(actions)
+        obs[1, 2] = np.where(self.elapsed[1] == self.at, np.inf, obs[1, 2])
+        return obs, *rest
+
+
+def first_column_act(rollout, t, rows):
+    return np.zeros(rows.stop - rows.start, np.int64)
+
+
+@pytest.mark.parametrize(("num_steps", "at"), [(3, 2), (3, 3), (9, 1)])
+def test_an_observation_that_is_not_finite_is_refused(num_steps, at):
+    env = Infinite(num_envs=2)
+    env.at = at
+    collector = make_collector([env], num_steps, act=first_column_act)
+    with pytest.raises(ValueError, match=rf"environment 1 gave an observation 'obs' .* row {at} of .* be finite"):
+        collector.collect()
+
+
+def test_a_final_observation_that_nothing_is_made_of_may_be_anything():
+    collector = make_collector([Infinite(num_envs=2)], 4, act=first_column_act)
+    for _ in range(3):
+        collector.collect()
+    assert len(collector.episodes) == 4
+
+
+def test_a_failed_collect_asks_for_a_reset():
+    class Broken(probes.TerminalReward):
+        broken = True
+
+        def advance(self, actions):
+            if self.broken and self.elapsed[0] == 3:
+                raise KeyboardInterrupt
+            return super().advance(actions)
+
+    env = Broken(num_envs=2)
+    collector = make_collector([env], 6, act=first_column_act)
+    with pytest.raises(KeyboardInterrupt):
+        collector.collect()
+    assert not collector.ready
+    with pytest.raises(RuntimeError, match="after a collect that failed"):
+        collector.collect()
+    env.broken = False
+    collector.reset()
+    assert collector.collect() == 10
+    assert collector.episodes == [Episode(1.0, 4, 8)] * 2
+
+
 # --- random rows ------------------------------------------------------------------------------------------------------
 
 

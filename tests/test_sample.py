@@ -288,6 +288,15 @@ def test_a_sure_action_is_always_drawn(sure: int, dtype: torch.dtype) -> None:
     assert not bits.logp.any()
 
 
+def test_bits_of_infinite_logit_are_sure() -> None:
+    logits = torch.tensor([[math.inf, -math.inf, 0.0]], dtype=torch.float64).expand(100, 3)
+    drawn = ops.sample(logits=logits, distribution="bernoulli", seed=18)
+    assert drawn.actions[:, 0].all()
+    assert not drawn.actions[:, 1].any()
+    assert drawn.logp.tolist() == pytest.approx([-math.log(2)] * 100, abs=1e-15)
+    assert drawn.entropy.tolist() == pytest.approx([math.log(2)] * 100, abs=1e-15)
+
+
 @given(seed=seeds, family=families, how=st.lists(st.integers(0, 3), min_size=3, max_size=3), dtype=floats)
 def test_strides(seed: int, family: str, how: list[int], dtype: torch.dtype) -> None:
     parameters = cast(parameters_and_mask(seed, family, 21, 6, True), dtype)

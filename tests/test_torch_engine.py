@@ -140,18 +140,30 @@ def by_hand(policy, distribution, config, rollout, order_seed):
             params, value = policy.heads({"obs": obs[index]})
             loss, _ = reference.ppo_loss(
                 **params, **distribution.loss_arguments, **{k: x[index] for k, x in columns.items()}, values=value,
-                clip_coef=config.clip_coef, value_clip_coef=config.clip_coef, ent_coef=config.ent_coef, norm_adv=True,
+                objective=config.objective, clip_coef=config.clip_coef, clip_coef_high=config.clip_coef_high,
+                dual_clip=config.dual_clip, value_clip_coef=config.clip_coef if config.clip_vloss else None,
+                ent_coef=config.ent_coef, vf_coef=config.vf_coef, norm_adv=config.norm_adv == "minibatch",
             )  # fmt: skip
             optimizer.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
+            if config.max_grad_norm is not None:
+                nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
             optimizer.step()
 
 
-@pytest.mark.parametrize("name", SPACES)
+# Each so far from its default that leaving the field out changes the parameters well beyond the tolerance.
+FIELDS = [
+    {"clip_coef": 0.01}, {"clip_coef": 0.01, "clip_coef_high": 0.1}, {"dual_clip": 1.01}, {"objective": "unclipped"},
+    {"clip_coef": 0.01, "clip_vloss": False}, {"vf_coef": 2.0}, {"ent_coef": 0.5}, {"norm_adv": "none"},
+    {"max_grad_norm": 0.05, "adam_eps": 0.1}, {"max_grad_norm": None, "adam_eps": 0.1},
+]  # fmt: skip
+CASES = [(name, {}) for name in SPACES] + [("discrete", fields) for fields in FIELDS]
+
+
+@pytest.mark.parametrize(("name", "fields"), CASES, ids=[f"{name}-{fields}" for name, fields in CASES])
 @pytest.mark.parametrize("wrap", [lambda policy: policy, WithoutHeads], ids=["heads", "evaluate"])
-def test_update_is_plain_torchs(name, wrap):
-    config = settings(learning_rate=1e-2)
+def test_update_is_plain_torchs(name, fields, wrap):
+    config = settings(learning_rate=1e-2, **fields)
     engine = engine_for(SPACES[name], config, wrap)
     valid = torch.rand(T, N, generator=torch.Generator().manual_seed(1)) < 0.8
     rollout = filled(engine, SPACES[name], valid)
@@ -246,6 +258,22 @@ def test_target_kl_stops_before_the_step():
     assert free.step.item() == 40
 
 
+@pytest.mark.parametrize(("share", "updates"), [(1.51, 1), (1.49, 2)])
+def test_target_kl_stops_above_one_and_a_half_times(share, updates):
+    """The second step's minibatch has a k3 of `share` times the target."""
+    fields = {"learning_rate": 0.1, "num_minibatches": 1}
+    config = settings(**fields, update_epochs=1)
+    engine = engine_for(SPACES["discrete"], config)
+    rollout = filled(engine, SPACES["discrete"])
+    engine.update(rollout, schedule(config), 0)
+    params, _ = engine.policy.heads({"obs": rollout.obs["obs"][:T].flatten(0, 1)})
+    log_ratio = log_prob_entropy(engine.distribution, params, rollout.actions.flatten())[0] - rollout.logp.flatten()
+    k3 = (log_ratio.expm1() - log_ratio).mean().item()
+    config = settings(**fields, update_epochs=2, target_kl=k3 / share)
+    engine = engine_for(SPACES["discrete"], config)
+    assert engine.update(filled(engine, SPACES["discrete"]), schedule(config), 0)["updates"] == updates
+
+
 def test_frozen_parameters_stay():
     config = settings(learning_rate=0.1)
 
@@ -283,6 +311,13 @@ def spread(params):
 def test_the_exact_kl_needs_heads(fields):
     with pytest.raises(ValueError, match="must have heads"):
         engine_for(SPACES["discrete"], settings(**fields), WithoutHeads)
+
+
+def test_rescaled_actions_need_heads():
+    distribution = Distribution.from_space(SPACES["box"], "rescale")
+    policy = WithoutHeads(MLPPolicy(OBS_SPACE, distribution))
+    with pytest.raises(ValueError, match="action_bounds is 'rescale'; it must be 'clip'"):
+        make_engine(settings(action_bounds="rescale"), policy, distribution)
 
 
 # --- state ------------------------------------------------------------------------------------------------------------

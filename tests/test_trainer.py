@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 
 import numpy as np
@@ -13,7 +14,10 @@ from torch import nn
 
 import pyppo
 from pyppo import checkpoint
+from pyppo.actions import Distribution
 from pyppo.config import Config
+from pyppo.envs import env_seed
+from pyppo.parts import make_groups, make_policy
 from pyppo.report import PHASES
 from pyppo.trainer import Trainer
 
@@ -209,6 +213,32 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
     assert all(torch.as_tensor(x).isfinite().all() for x in checkpoint.load_checkpoint(saved).model.values())
 
 
+def test_statistics_that_overflow_stop_the_run(tmp_path):
+    """Infinite observations that the clip and tanh hide from everything but the statistics."""
+
+    class Broken(probes.TerminalReward):
+        def advance(self, actions):
+            obs, *rest = super().advance(actions)
+            obs[5] = np.inf if trainer.iteration == 1 else obs[5]
+            return obs, *rest
+
+    config = config_for(run_dir=str(tmp_path), save_interval=1, norm_obs=True, warmup_rows=0)
+    trainer = Trainer(config, Broken(num_envs=8), quiet=True)
+    with pytest.raises(FloatingPointError, match=r"iteration 2 .*environment 5 gave an observation 'obs'"):
+        trainer.train()
+    trainer.policy.normalizer.statistics["obs"].var.fill_(math.nan)
+    assert trainer.save() is None
+    assert checkpoint.load_checkpoint(trainer.run_dir).state["iteration"] == 1
+
+
+def test_a_normalizer_of_ones_own_is_left_alone():
+    policy = OwnPolicy()
+    policy.normalizer = nn.LayerNorm(1)
+    Trainer(config_for(), probes.ObservationAction(), policy, quiet=True).train()
+    with pytest.raises(ValueError, match=r"norm_obs is True; .* OwnPolicy, .*ObservationNormalizer"):
+        Trainer(config_for(norm_obs=True), probes.ObservationAction(), policy)
+
+
 def test_parameters_that_overflow_stop_the_run(tmp_path):
     config = config_for(run_dir=str(tmp_path), save_interval=1)
     trainer = Trainer(config, probes.TerminalReward(num_envs=8), quiet=True)
@@ -237,6 +267,119 @@ def test_interrupting_saves_and_says_so(tmp_path, capsys):
     assert "interrupted at step" in (said := capsys.readouterr().err)
     assert "pyppo resume" in said
     assert checkpoint.load_checkpoint(result.run_dir).state["iteration"] == 2
+
+
+class Pipelined(probes.TerminalReward):
+    """Two halves of a step, which must take turns; `interrupt_at` says at which `recv` Ctrl-C comes."""
+
+    interrupt_at = -1
+    received = 0
+    answer = None
+
+    def reset(self, **kwargs):
+        assert self.answer is None, "reset with an answer pending"
+        return super().reset(**kwargs)
+
+    def send(self, actions):
+        assert self.answer is None, "two sends in a row"
+        self.answer = self.step(actions)
+
+    def recv(self):
+        self.received += 1
+        if self.received == self.interrupt_at:
+            raise KeyboardInterrupt
+        answer, self.answer = self.answer, None
+        return answer
+
+
+def test_training_goes_on_after_an_interrupt_between_send_and_recv(capsys):
+    env = Pipelined(num_envs=8)
+    config = config_for(norm_obs=True, norm_reward=True, warmup_rows=40)
+    trainer = Trainer(config, env, quiet=True)
+    trainer.step()
+    statistics = trainer.policy.normalizer.statistics["obs"]
+    steps, seen = trainer.steps, statistics.count.item()
+    env.interrupt_at = env.received + 7
+    assert trainer.train().interrupted
+    assert trainer.steps == steps
+    finished = trainer.history.episodes_total
+    trainer.step()
+    assert statistics.count.item() - seen == trainer.steps - steps  # no second warm-up
+    obs, valid = trainer.rollout.obs["obs"], trainer.rollout.valid
+    assert (obs[0].argmax(1) == 0).all()
+    assert torch.equal(obs[:16].argmax(2)[:5], torch.tensor([0, 1, 2, 3, 3])[:, None].expand(5, 8))
+    assert valid[:4].all()
+    assert not valid[4].any()
+    assert trainer.history.episodes_total - finished == 8 * 3
+    assert not trainer.train().interrupted
+
+
+@envpool
+@pytest.mark.parametrize("when", ["before the answer is taken", "after it is taken"])
+@pytest.mark.parametrize("num_groups", [1, 2])
+def test_training_goes_on_after_an_interrupt_in_envpool(monkeypatch, num_groups, when):
+    """Ctrl-C comes while the interpreter waits for EnvPool, and is raised when the answer has been taken."""
+    config = config_for(env_id="CartPole-v1", num_groups=num_groups, total_timesteps=10_000, num_steps=64)
+    with Trainer(config, quiet=True) as trainer:
+        trainer.step()
+        env = trainer.groups[-1].env
+        calls, recv = [], env.recv
+
+        def interrupted():
+            calls.append(None)
+            if len(calls) == 9:
+                if when == "after it is taken":
+                    recv()
+                raise KeyboardInterrupt
+            return recv()
+
+        monkeypatch.setattr(env, "recv", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.step()
+        trainer.step()
+        obs, actions, done = trainer.rollout.obs["obs"], trainer.rollout.actions, trainer.rollout.terminated
+        assert (obs[0].abs() <= 0.05).all()  # the beginning of an episode
+        # The cart's velocity rises where it is pushed to the right: each observation answers its own action.
+        pushed = (obs[1:, :, 1] > obs[:-1, :, 1]) == (actions == 1)
+        assert pushed[trainer.rollout.valid].all()
+        assert done.any()
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_checkpoint_says_whether_its_update_was_cut_short(tmp_path, interrupted):
+    trainer = Trainer(config_for(run_dir=str(tmp_path)), probes.TerminalReward(num_envs=8), quiet=True)
+    trainer.step()
+    update = trainer.engine.update
+
+    def cut(*arguments):
+        update(*arguments)
+        if interrupted:
+            raise KeyboardInterrupt
+        return update(*arguments)
+
+    trainer.engine.update = cut
+    assert trainer.train().interrupted is interrupted
+    assert checkpoint.load_checkpoint(trainer.run_dir).state["partial_update"] is interrupted
+    trainer.engine.update = update
+    trainer.step()
+    trainer.save()
+    assert checkpoint.load_checkpoint(trainer.run_dir).state["partial_update"] is False
+
+
+def test_the_last_iteration_is_saved_once(tmp_path, monkeypatch):
+    saved, save = [], checkpoint.save_checkpoint
+    monkeypatch.setattr(checkpoint, "save_checkpoint", lambda *a: (saved.append(a[3]["iteration"]), save(*a))[1])
+    config = config_for(run_dir=str(tmp_path), save_interval=1, total_timesteps=300)
+    history = Trainer(config, probes.TerminalReward(num_envs=8), quiet=True).train().history
+    assert saved == history["iteration"]
+
+
+def test_stepping_on_past_the_total():
+    trainer = Trainer(config_for(total_timesteps=150), probes.TerminalReward(num_envs=8), quiet=True)
+    trainer.train()
+    before = checkpoint.parameter_sha256(trainer.policy)
+    assert trainer.step()["learning_rate"] == 0.0
+    assert checkpoint.parameter_sha256(trainer.policy) == before
 
 
 def test_torch_threads_are_put_back():
@@ -280,9 +423,81 @@ def test_resuming_from_an_older_checkpoint_repeats_no_step(tmp_path):
     saved = sorted((first.run_dir / "checkpoints").glob("step-*"))
     second = Trainer.resume(saved[0], probes.TerminalReward(num_envs=8), quiet=True)
     assert second.history["step"][-1] == second.steps < first.steps
-    assert sorted((first.run_dir / "checkpoints").glob("step-*")) == saved[:1]
+    assert sorted((first.run_dir / "checkpoints").glob("step-*")) == saved
+    second.step()
+    left = (first.run_dir / "checkpoints").glob("step-*")
+    assert max(int(path.name.removeprefix("step-")) for path in left) == second.steps < first.steps
     steps = second.train().history["step"]
     assert steps == sorted(set(steps))
+
+
+def tree(folder):
+    return {path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in folder.rglob("*")}
+
+
+REFUSED = {
+    "complete": ({}, "is complete at step"),
+    "a total already passed": ({"total_timesteps": 200}, "is complete at step"),
+    "another environment": ({"env_id": "other"}, "env_id is 'other'; it must be 'probe'"),
+    "another policy": ({"hidden_sizes": (9,)}, r"hidden_sizes is \(9,\); it must be \(8,\)"),
+    "another activation": ({"activation": "relu"}, "activation is 'relu'; it must be 'tanh'"),
+    "another clip": ({"clip_obs": 5.0}, r"clip_obs is 5\.0; it must be 10\.0"),
+    "statistics from nowhere": ({"norm_obs": True}, "norm_obs is True; it must be False"),
+    "another deviation": ({"log_std_init": -1.0}, r"log_std_init is -1\.0; it must be 0\.0"),
+    "other bounds": ({"action_bounds": "rescale"}, "action_bounds is 'rescale'; it must be 'clip'"),
+    "no such field": ({"learning_rte": 1.0}, "learning_rte"),
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    config = config_for(run_dir=str(tmp_path_factory.mktemp("runs")), save_interval=1, total_timesteps=400)
+    return Trainer(config, probes.TerminalReward(num_envs=8), quiet=True).train().run_dir
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refused_resume_changes_nothing(finished, name):
+    changes, message = REFUSED[name]
+    before = tree(finished)
+    with pytest.raises(ValueError, match=message):
+        Trainer.resume(finished, probes.TerminalReward(num_envs=8), **changes)
+    assert tree(finished) == before
+
+
+def test_a_resume_that_does_not_train_changes_nothing(finished):
+    before = tree(finished)
+    with pytest.raises(ValueError, match="num_envs is 4; it must be 8"):
+        Trainer.resume(finished, probes.TerminalReward(num_envs=4), total_timesteps=900)
+    oldest = min((finished / "checkpoints").glob("step-*"))
+    for where in (finished, oldest):
+        with Trainer.resume(where, probes.TerminalReward(num_envs=8), quiet=True, total_timesteps=900) as trainer:
+            trainer.collector.reset = interrupt
+            assert trainer.train().interrupted
+    assert tree(finished) == before
+
+
+def interrupt(*arguments):
+    raise KeyboardInterrupt
+
+
+def test_resuming_names_what_a_checkpoint_lacks(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    path = checkpoint.find_checkpoint(run) / "state.json"
+    state = json.loads(path.read_text())
+    del state["rebuild"]
+    path.write_text(json.dumps(state))
+    with pytest.raises(ValueError, match="not a usable checkpoint: state.json lacks rebuild"):
+        Trainer.resume(run, probes.TerminalReward(num_envs=8), total_timesteps=900)
+
+
+def test_resuming_without_metrics(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "metrics.jsonl").unlink()
+    trainer = Trainer.resume(run, probes.TerminalReward(num_envs=8), quiet=True, total_timesteps=600)
+    before = trainer.steps
+    history = trainer.train().history
+    assert before < history["step"][0] < history["step"][-1]
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == len(history["step"])
 
 
 def test_resuming_with_a_module_of_ones_own(tmp_path):
@@ -300,12 +515,76 @@ def test_resuming_with_a_module_of_ones_own(tmp_path):
 
 
 @envpool
-def test_the_same_seed_gives_the_same_parameters_however_grouped():
-    hashes = [
-        checkpoint.parameter_sha256(pyppo.train("CartPole-v1", seed=seed, num_groups=groups, **FAST).policy)
-        for seed, groups in ((3, 1), (3, 1), (4, 1))
-    ]
+def test_the_seed_decides_the_parameters():
+    hashes = [checkpoint.parameter_sha256(pyppo.train("CartPole-v1", seed=seed, **FAST).policy) for seed in (3, 3, 4)]
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+@envpool
+@pytest.mark.parametrize("num_groups", [2, 4])
+def test_groups_change_nothing_but_rounding(num_groups):
+    """A product of matrices may round otherwise for fewer rows; actions are drawn alike from what is nearly equal."""
+    rollouts = []
+    for groups in (1, num_groups):
+        config = Config.for_env("CartPole-v1", num_groups=groups, run_dir=None, device="cpu", engine="torch")
+        with Trainer(config, quiet=True) as trainer:
+            trainer._start()
+            trainer.collector.collect()
+            rollouts.append(trainer.rollout)
+    for name in ("actions", "terminated", "truncated", "valid", "raw_rewards", "steps"):
+        assert torch.equal(*(getattr(rollout, name) for rollout in rollouts)), name
+    assert torch.equal(*(rollout.obs["obs"] for rollout in rollouts))
+    for name in ("logp", "values"):
+        torch.testing.assert_close(*(getattr(rollout, name) for rollout in rollouts), rtol=1e-5, atol=1e-6)
+
+
+# --- every setting arrives --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ambient", [1, 2])
+def test_initial_weights_do_not_depend_on_the_ambient_threads(ambient):
+    arguments = spaces.Dict({"obs": spaces.Box(-1.0, 1.0, (300,))}), Distribution.from_space(spaces.Discrete(2))
+    config = config_for(hidden_sizes=(256, 256), torch_threads=1)
+    wanted = checkpoint.parameter_sha256(make_policy(config, *arguments))
+    torch.set_num_threads(ambient)
+    assert checkpoint.parameter_sha256(make_policy(config, *arguments)) == wanted
+    assert torch.get_num_threads() == ambient
+
+
+def test_the_settings_reach_policy_and_statistics():
+    config = config_for(
+        norm_obs=True, norm_reward=True, clip_obs=3.0, clip_reward=2.5, log_std_init=-0.7, activation="silu",
+        hidden_sizes=(5, 6), gamma=0.9,
+    )  # fmt: skip
+    trainer = Trainer(config, probes.ContinuousAction(), quiet=True)
+    assert trainer.policy.normalizer.clip == 3.0
+    assert trainer.reward_scaler.clip == 2.5
+    assert trainer.reward_scaler.gamma == 0.9
+    assert trainer.policy.log_std.tolist() == pytest.approx([-0.7])
+    assert [type(layer).__name__ for layer in trainer.policy.actor] == ["Linear", "SiLU", "Linear", "SiLU", "Linear"]
+    assert [layer.out_features for layer in trainer.policy.actor[::2]] == [5, 6, 1]
+
+
+@envpool
+def test_the_settings_reach_the_environments():
+    config = config_for(
+        env_id="CartPole-v1", num_envs=6, num_groups=2, env_threads=2, env_options={"max_episode_steps": 7}
+    )
+    pools = [group.env._pool for group in make_groups(config, rebuild=3)]
+    assert [pool.config["num_threads"] for pool in pools] == [2, 2]
+    assert [pool.config["max_episode_steps"] for pool in pools] == [7, 7]
+    seeds = [seed for pool in pools for seed in pool.config["env_seed"]]
+    assert seeds == [env_seed(1, "train", 0, i, 3) for i in range(6)]
+
+
+@envpool
+def test_a_resumed_run_does_not_replay_its_first_episodes(tmp_path):
+    config = config_for(env_id="CartPole-v1", run_dir=str(tmp_path), total_timesteps=200)
+    with Trainer(config, quiet=True) as first:
+        run = first.train().run_dir
+    with Trainer.resume(run, quiet=True, total_timesteps=400) as second:
+        starts = [group.reset()["obs"] for group in make_groups(config, 0) + second.groups]
+    assert not np.isclose(starts[0], starts[1]).all(axis=1).any()
 
 
 @envpool

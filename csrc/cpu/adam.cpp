@@ -1,10 +1,10 @@
 // Adam (Kingma and Ba 2015) with decoupled weight decay and global-norm clipping, over one flat buffer.
 #include <math.h>
-#include <stdlib.h>
 
 #include "../math/adam.h"
 
 #include "isa.h"
+#include "memory.h"
 #include "pool.h"
 
 namespace pyppo::cpu::PYPPO_ISA {
@@ -32,14 +32,13 @@ double norm_of(const AdamArgs& a) {
   const T* grads = static_cast<const T*>(a.grads);
   const int64_t blocks = (a.size + block - 1) / block;
   if (blocks <= 1) return sqrt(sum_of_squares(grads, a.size));
-  double* partial = static_cast<double*>(allocate_scratch(size_t(blocks) * sizeof(double)));
+  const Scratch<double> partial(static_cast<size_t>(blocks));
   parallel_for(blocks, double(a.size) * 2e-4, [&](int64_t b) {
     const int64_t first = b * block;
-    partial[b] = sum_of_squares(grads + first, first + block < a.size ? block : a.size - first);
+    partial.get()[b] = sum_of_squares(grads + first, first + block < a.size ? block : a.size - first);
   });
   double sum = 0;
-  for (int64_t b = 0; b < blocks; ++b) sum += partial[b];
-  free(partial);
+  for (int64_t b = 0; b < blocks; ++b) sum += partial.get()[b];
   return sqrt(sum);
 }
 

@@ -416,9 +416,8 @@ class NormalTile {
   void draw(const TileNoise<L>& noise, bool deterministic, const TileRows<L>& rows) {
     for (int64_t j = 0; j < d_.width; ++j)
       for (int i = 0; i < rows.count; ++i) {
-        const T infinity = T(__builtin_inff());
-        const bool finite = math::abs(mean_[j * L + i]) < infinity && math::abs(log_std_[j * L + i]) < infinity;
-        if (!finite) note_row(errors.distribution, rows.first + i);
+        if (!math::normal_is_finite(mean_[j * L + i], log_std_[j * L + i]))
+          note_row(errors.distribution, rows.first + i);
       }
     if (deterministic) {
       memcpy(actions_, mean_, size_t(d_.width) * L * sizeof(T));

@@ -8,10 +8,11 @@
 namespace pyppo::cpu::PYPPO_ISA {
 namespace {
 
-constexpr int64_t strip = 1024;             // columns a task carries through time: carry and output rows stay in L1
-constexpr int64_t narrow = 32;              // fewer columns than this: vectorise the TD errors over time as well
-constexpr int64_t block_rows = 256;         // rows of TD errors that a narrow rollout computes ahead
-constexpr int64_t stream_bytes = 16 << 20;  // outputs beyond the caches are streamed past them
+constexpr int64_t strip = 1024;               // columns a task carries through time: carry and output rows stay in L1
+constexpr int64_t narrow = 32;                // fewer columns than this: vectorise the TD errors over time as well
+constexpr int64_t narrow_elements = 1 << 18;  // beyond, several threads are worth more than that
+constexpr int64_t block_rows = 256;           // rows of TD errors that a narrow rollout computes ahead
+constexpr int64_t stream_bytes = 16 << 20;    // outputs beyond the caches are streamed past them
 
 template <class T>
 struct Arrays {
@@ -126,13 +127,18 @@ void narrow_blocks(const Arrays<T>& a) {
 template <class T>
 void gae_of(const GaeArgs& args) {
   const Arrays<T> a(args);
-  if (a.valid == nullptr && a.num_envs <= narrow) return narrow_blocks(a);
   const int64_t elements = a.num_steps * a.num_envs;
+  const bool small = elements <= narrow_elements || a.num_envs == 1;
+  if (a.valid == nullptr && a.num_envs <= narrow && small) return narrow_blocks(a);
   const bool stream = elements * 2 * int64_t(sizeof(T)) > stream_bytes;
-  const int64_t strips = (a.num_envs + strip - 1) / strip;
+  // Columns are independent, so the split may follow the number of threads without changing a bit.
+  int64_t width = (a.num_envs + get_num_threads() - 1) / get_num_threads();
+  if (width > 64) width = (width + 63) / 64 * 64;
+  if (width > strip) width = strip;
+  const int64_t strips = (a.num_envs + width - 1) / width;
   parallel_for(strips, double(elements) * 1e-3, [&](int64_t i) {
-    const int64_t first = i * strip;
-    const int64_t count = first + strip < a.num_envs ? strip : a.num_envs - first;
+    const int64_t first = i * width;
+    const int64_t count = first + width < a.num_envs ? width : a.num_envs - first;
     if (a.valid != nullptr)
       wide_strip<true>(a, first, count, stream);
     else

@@ -33,38 +33,61 @@ inline T row_weight(const LossArgs& a, int64_t row) {
   return a.weights == nullptr ? T(1) : static_cast<const T*>(a.weights)[row];
 }
 
-// Sums f(row) over the rows that count, in 64 interleaved partial sums: one order whatever the vector width.
+// Sums f(row) over the rows [begin, end) that count, in 64 interleaved partial sums: one order whatever the vector
+// width.
 template <class T, class F>
-inline double sum_rows(const LossArgs& a, F&& f) {
+inline double sum_range(const LossArgs& a, int64_t begin, int64_t end, const F& f) {
   constexpr int lanes = 64;
+  const bool all = a.row_mask == nullptr && a.weights == nullptr;
   double sums[lanes] = {};
-  for (int64_t first = 0; first < a.batch; first += lanes) {
-    const int count = a.batch - first < lanes ? int(a.batch - first) : lanes;
-    for (int i = 0; i < count; ++i) sums[i] += row_counts<T>(a, first + i) ? f(first + i) : 0.0;
+  for (int64_t first = begin; first < end; first += lanes) {
+    const int count = end - first < lanes ? int(end - first) : lanes;
+    if (all && count == lanes) {
+#pragma GCC ivdep
+      for (int i = 0; i < lanes; ++i) sums[i] += f(first + i);
+    } else {
+      for (int i = 0; i < count; ++i) sums[i] += row_counts<T>(a, first + i) ? f(first + i) : 0.0;
+    }
   }
   for (int half = lanes / 2; half > 0; half /= 2)
     for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
   return sums[0];
 }
 
+// The same over the whole batch: fixed blocks, added in order, the same bits for any number of threads.
+template <class T, class F>
+inline double sum_rows(const LossArgs& a, const F& f) {
+  constexpr int64_t block = 65536;
+  const int64_t blocks = (a.batch + block - 1) / block;
+  if (blocks <= 1) return sum_range<T>(a, 0, a.batch, f);
+  const Scratch<double> partial(static_cast<size_t>(blocks));
+  parallel_for(blocks, double(a.batch) * 1e-3, [&](int64_t b) {
+    const int64_t end = (b + 1) * block < a.batch ? (b + 1) * block : a.batch;
+    partial.get()[b] = sum_range<T>(a, b * block, end, f);
+  });
+  double sum = 0;
+  for (int64_t b = 0; b < blocks; ++b) sum += partial.get()[b];
+  return sum;
+}
+
 template <class T>
 inline BatchMoments batch_moments(const LossArgs& a) {
   BatchMoments m{a.denominator, 0.0, 1.0};
+  const bool all = a.row_mask == nullptr && a.weights == nullptr;
   if (a.denominator_ptr != nullptr) m.denominator = double(*static_cast<const T*>(a.denominator_ptr));
   if (isnan(a.denominator) && a.denominator_ptr == nullptr) {
-    const bool all_one = a.row_mask == nullptr && a.weights == nullptr;
-    m.denominator = all_one ? double(a.batch) : sum_rows<T>(a, [&](int64_t i) { return double(row_weight<T>(a, i)); });
+    m.denominator = all ? double(a.batch) : sum_rows<T>(a, [&](int64_t i) { return double(row_weight<T>(a, i)); });
   }
   if (!a.normalize_advantages) return m;
   const T* advantages = static_cast<const T*>(a.advantages);
-  const double count = sum_rows<T>(a, [](int64_t) { return 1.0; });
+  const double count = all ? double(a.batch) : sum_rows<T>(a, [](int64_t) { return 1.0; });
   if (count < 2) return m;
   m.advantage_mean = sum_rows<T>(a, [&](int64_t i) { return double(advantages[i]); }) / count;
   const double squares = sum_rows<T>(a, [&](int64_t i) {
     const double d = double(advantages[i]) - m.advantage_mean;
     return d * d;
   });
-  m.advantage_scale = 1.0 / (sqrt(squares / (count - 1)) + 1e-8);
+  m.advantage_scale = math::advantage_scale(squares, count);
   return m;
 }
 
@@ -96,8 +119,8 @@ class LossTile {
       : a_(args),
         options_(surrogate_options<T>(args)),
         inverse_(moments.denominator != 0 ? T(1.0 / moments.denominator) : T(0)),
-        mean_(T(moments.advantage_mean)),
-        scale_(T(moments.advantage_scale)) {}
+        mean_(moments.advantage_mean),
+        scale_(moments.advantage_scale) {}
 
   // From a tile's log-probs, entropies and KLs to their gradients and the values'.
   void surrogate(const LossRows<T, L>& r, const TileTerms<T, L>& terms, TileGradients<T, L>& g) {
@@ -114,11 +137,13 @@ class LossTile {
     clear_into(kl, terms.kl, r.rows);
     // Copies that no store can alias, or the loop would not become vector code.
     const math::SurrogateOptions<T> options = options_;
-    const T inverse = inverse_, mean = mean_, scale = scale_;
+    const T inverse = inverse_;
+    const double mean = mean_, scale = scale_;
     T(*__restrict sums)[L] = sums_;
     PYPPO_LANES(i) {
       const math::SurrogateSample<T> sample{
-          logp[i], old_logp[i], (advantage[i] - mean) * scale, entropy[i], kl[i], value[i], old_value[i], target[i]};
+          logp[i],      old_logp[i], math::normalize_advantage(advantage[i], mean, scale), entropy[i], kl[i], value[i],
+          old_value[i], target[i]};
       const math::SurrogateTerms<T> s = math::surrogate(options, sample);
       const T w = r.weight[i], scaled = w * inverse;
       sums[0][i] += w * s.policy;
@@ -155,7 +180,8 @@ class LossTile {
 
   const LossArgs& a_;
   const math::SurrogateOptions<T> options_;
-  const T inverse_, mean_, scale_;
+  const T inverse_;
+  const double mean_, scale_;
   alignas(64) T sums_[num_sums][L] = {};
 };
 
@@ -169,7 +195,7 @@ inline void finish_stats(const LossArgs& a, const BatchMoments& m, const double*
   T* stats = static_cast<T*>(a.stats);
   for (int k = 0; k < num_sums; ++k) stats[stat_policy + k] = T(total[k] * inverse);
   const double vf_coef = a.values != nullptr ? a.vf_coef : 0.0;
-  stats[stat_loss] = T((total[0] + vf_coef * total[1] - a.ent_coef * total[2]) * inverse);
+  stats[stat_loss] = T(math::total_loss(total[0], total[1], total[2], vf_coef, a.ent_coef) * inverse);
   stats[stat_denominator] = T(m.denominator);
 }
 

@@ -11,7 +11,9 @@
 #include <exception>
 #include <mutex>
 #include <new>
+#include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "../kernels.h"
@@ -57,8 +59,13 @@ struct Job {
 
 class Pool {
  public:
-  explicit Pool(int threads) {
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { serve(); });
+  // Where the system grants fewer threads, fewer serve: the results are the same.
+  explicit Pool(int threads) : wanted_(threads) {
+    workers_.reserve(size_t(threads));
+    try {
+      for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { serve(); });
+    } catch (const std::system_error&) {
+    }
   }
 
   ~Pool() {
@@ -70,7 +77,7 @@ class Pool {
     for (std::thread& worker : workers_) worker.join();
   }
 
-  int threads() const { return int(workers_.size()) + 1; }
+  int wanted() const { return wanted_; }
 
   void run(Job& job) {
     {
@@ -103,6 +110,7 @@ class Pool {
     }
   }
 
+  const int wanted_;
   std::vector<std::thread> workers_;
   std::mutex mutex_;
   std::condition_variable wake_, done_;
@@ -152,8 +160,8 @@ void run_tasks(int64_t count, double microseconds, Task task, void* context) {
     std::unique_lock<std::mutex> lock(shared.mutex, std::try_to_lock);
     // Another Python thread is inside a kernel: the cores are busy, so this one runs alone.
     if (lock.owns_lock()) {
-      if (shared.pool == nullptr || shared.pool->threads() != threads) {
-        delete shared.pool;
+      if (shared.pool == nullptr || shared.pool->wanted() != threads) {
+        delete std::exchange(shared.pool, nullptr);
         shared.pool = new Pool(threads);
       }
       Job job{task, context, count};

@@ -1,4 +1,5 @@
 // The launches around a loss kernel: the moments of the batch before it, the metrics after it.
+#include "../loss_options.h"
 #include "loss.cuh"
 
 #include <cmath>
@@ -81,23 +82,6 @@ __global__ __launch_bounds__(finish_warps* warp_size) void finish_kernel(const _
     __syncwarp();
     if (blockIdx.x == 0 && lane == 0) store_stats(loss, scale, sums[0]);
   }
-}
-
-template <class T>
-math::SurrogateOptions<T> surrogate_options(const LossArgs& args) {
-  const T infinity = std::numeric_limits<T>::infinity();
-  const bool clips = args.objective == Objective::clip;
-  math::SurrogateOptions<T> o;
-  o.clip_low = T(args.clip_low);
-  o.clip_high = T(args.clip_high);
-  o.bound_low = clips ? T(1 - args.clip_low) : -infinity;
-  o.bound_high = clips ? T(1 + args.clip_high) : infinity;
-  o.dual_clip = clips ? T(args.dual_clip) : infinity;
-  o.value_clip = T(args.value_clip);
-  o.kl_coef = args.objective == Objective::kl ? T(args.kl_coef) : T(0);
-  o.ent_coef = T(args.ent_coef);
-  o.vf_coef = args.values != nullptr ? T(args.vf_coef) : T(0);
-  return o;
 }
 
 }  // namespace

@@ -79,7 +79,7 @@ __device__ inline LossScale loss_scale(const LossView<T>& loss) {
       }
       block_sum<threads>(squares);
       out.advantage_mean = mean;
-      out.advantage_scale = 1.0 / (sqrt(squares[0] / (sums[0] - 1)) + 1e-8);
+      out.advantage_scale = math::advantage_scale(squares[0], sums[0]);
     }
   }
   if (!isnan(loss.denominator)) out.denominator = loss.denominator;
@@ -96,7 +96,7 @@ __device__ inline SampleGradient<T> sample_loss(const LossView<T>& loss, const L
   math::SurrogateSample<T> s;
   s.logp = logp;
   s.old_logp = loss.old_logp[row];
-  s.advantage = T((double(loss.advantages[row]) - scale.advantage_mean) * scale.advantage_scale);
+  s.advantage = math::normalize_advantage(loss.advantages[row], scale.advantage_mean, scale.advantage_scale);
   s.entropy = entropy;
   s.kl = kl;
   s.value = value;

@@ -170,7 +170,7 @@ __device__ Drawn<T> sample_normal(int width, const S* mean, const S* log_std, co
     T logp = T(0), entropy = T(0);
     if (j < width) {
       const T m = T(mean[j]), s = T(log_std[j]);
-      if (m != m || s != s) errors.distribution(row);
+      if (!math::normal_is_finite(m, s)) errors.distribution(row);
       const T action = noise.deterministic ? m : m + math::exp(s) * normal_noise<T>(noise, row, j);
       actions[j] = action;
       // As the loss will compute it from the stored action.

@@ -50,11 +50,14 @@ PYPPO_FN T bernoulli_entropy(T logit) {
   return math::softplus(-magnitude) + (q > T(0) ? q * magnitude : T(0));
 }
 
+// q1 (log q1 - log p1) + q0 (log q0 - log p0): each difference of logarithms from its own softplus, since the closed
+// form in the logits cancels where they are large. A bit that was surely the other has no term.
 template <class T>
 PYPPO_FN T bernoulli_kl(T old_logit, T logit) {
-  const T q = math::sigmoid(old_logit);
-  // A bit that was surely 0 (logit -inf) has no first term, rather than 0 * inf.
-  return (q > T(0) ? q * (old_logit - logit) : T(0)) + math::softplus(logit) - math::softplus(old_logit);
+  const T q1 = math::sigmoid(old_logit), q0 = math::sigmoid(-old_logit);
+  const T one = q1 > T(0) ? q1 * (math::softplus(-logit) - math::softplus(-old_logit)) : T(0);
+  const T zero = q0 > T(0) ? q0 * (math::softplus(logit) - math::softplus(old_logit)) : T(0);
+  return one + zero;
 }
 
 template <class T>
@@ -63,6 +66,13 @@ PYPPO_FN T bernoulli_gradient(T logit, bool bit, T old_probability, T g_logp, T 
   const T variance = p * complement;
   const T from_entropy = variance > T(0) ? -g_entropy * logit * variance : T(0);
   return g_logp * (bit ? complement : -p) + from_entropy + g_kl * (p - old_probability);
+}
+
+// Whether a normal can be drawn from.
+template <class T>
+PYPPO_FN bool normal_is_finite(T mean, T log_std) {
+  const T infinity = T(__builtin_inff());
+  return math::abs(mean) < infinity && math::abs(log_std) < infinity;
 }
 
 // Normal, one dimension, by its log standard deviation.

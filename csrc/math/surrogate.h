@@ -9,8 +9,8 @@ namespace pyppo::math {
 // range of infinity: one formula, no branches.
 template <class T>
 struct SurrogateOptions {
-  T clip_low, clip_high;    // the epsilons that clip_fraction counts against
-  T bound_low, bound_high;  // what the ratio is clipped to; -inf, +inf: not at all
+  T clip_low, clip_high;    // the range outside of which clip_fraction counts: 1 - epsilon, 1 + epsilon
+  T bound_low, bound_high;  // what the ratio is clipped to: the same, or -inf, +inf
   T dual_clip;              // Ye et al. 2020, eq. 5; +inf: off
   T value_clip;             // +inf: off
   T kl_coef, ent_coef, vf_coef;
@@ -39,6 +39,20 @@ PYPPO_FN T max(T a, T b) {
   return a < b ? b : a;
 }
 
+// Advantage normalisation over n >= 2 rows whose squared deviations sum to `squares`: A becomes (A - mean) * scale. In
+// double, since the mean may be large against the deviation.
+PYPPO_FN double advantage_scale(double squares, double n) { return 1.0 / (sqrt(squares / (n - 1.0)) + 1e-8); }
+
+template <class T>
+PYPPO_FN T normalize_advantage(T advantage, double mean, double scale) {
+  return T((double(advantage) - mean) * scale);
+}
+
+// The loss, of its terms' sums or means.
+PYPPO_FN double total_loss(double policy, double value, double entropy, double vf_coef, double ent_coef) {
+  return policy + vf_coef * value - ent_coef * entropy;
+}
+
 template <class T>
 PYPPO_FN SurrogateTerms<T> surrogate(const SurrogateOptions<T>& o, const SurrogateSample<T>& s) {
   SurrogateTerms<T> out;
@@ -58,7 +72,7 @@ PYPPO_FN SurrogateTerms<T> surrogate(const SurrogateOptions<T>& o, const Surroga
   out.d_kl = o.kl_coef;
   out.d_entropy = -o.ent_coef;
   out.approx_kl = (ratio - T(1)) - log_ratio;  // "k3", non-negative (Schulman 2020)
-  out.clipped = (ratio < T(1) - o.clip_low || ratio > T(1) + o.clip_high) ? T(1) : T(0);
+  out.clipped = (ratio < o.clip_low || ratio > o.clip_high) ? T(1) : T(0);
 
   const T error = s.value - s.target;
   // Bounds on V itself: V_old + clip(V - V_old) would round, and an unclipped value would look clipped.

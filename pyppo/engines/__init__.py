@@ -70,7 +70,7 @@ class Engine(Protocol):
 
 
 def make_engine(config: Config, policy: nn.Module, distribution: Distribution) -> Engine:
-    """The engine that `config.engine` names, on `config.device`; "auto" takes the fastest that can run the policy.
+    """The engine that `config.engine` names, on `config.device`. There is one so far, which "auto" takes too.
 
     Raises:
         ValueError: the device cannot be had, or the settings ask for what the policy cannot give.
@@ -79,7 +79,7 @@ def make_engine(config: Config, policy: nn.Module, distribution: Distribution) -
 
     device = resolve_device(config.device, policy)
     if config.engine == "auto":
-        _log.info("engine: torch on %s (the only one that runs any policy)", device)
+        _log.info("engine: torch on %s (the only one there is)", device)
     return TorchEngine(policy, config, device, distribution)
 
 

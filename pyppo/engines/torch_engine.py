@@ -53,13 +53,18 @@ class TorchEngine:
         distribution: the action space's family.
 
     Raises:
-        ValueError: a KL objective or schedule is asked of a policy that has no `heads`.
+        ValueError: a KL objective or schedule, or `action_bounds="rescale"`, is asked of a policy without `heads`.
     """
 
     def __init__(self, policy: nn.Module, config: Config, device: torch.device, distribution: Distribution) -> None:
         self.policy: Any = policy.to(device)
         self.config, self.device, self.distribution = config, device, distribution
         self.fused = hasattr(policy, "heads")
+        if not self.fused and distribution.action_bounds == "rescale":
+            raise ValueError(
+                "action_bounds is 'rescale'; it must be 'clip': a policy without heads() acts in the environment's "
+                "own coordinates"
+            )
         self.dist_shapes = _dist_shapes(config, distribution, self.fused)
         self.flat = FlatParameters(policy)
         self.exp_avg, self.exp_avg_sq = torch.zeros_like(self.flat.data), torch.zeros_like(self.flat.data)
@@ -98,7 +103,7 @@ class TorchEngine:
         return self.distribution.clip(actions)
 
     def _policy_actions(self, obs: dict[str, Tensor]) -> np.ndarray:
-        """`policy.act` on observations as the environment gives them: an array, or a dict of arrays."""
+        """`policy.act` on the stored observations: an array, or a dict of arrays."""
         arrays = {key: x.cpu().numpy() for key, x in obs.items()}
         return np.asarray(self.policy.act(arrays["obs"] if list(arrays) == ["obs"] else arrays))
 

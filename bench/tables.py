@@ -1,0 +1,141 @@
+"""Writes the tables of README.md and docs/ from the JSON files that the other benchmarks wrote.
+
+    python bench/tables.py [--kernels FILE] [--train FILE] [--learning FILE ...]
+
+A table goes between <!-- NAME --> and <!-- /NAME -->; what stood there goes. Figures come from the files alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+TITLES = {"gae": "`gae`", "loss": "PPO loss with gradients", "sample": "`sample`", "adam": "`adam` with clipping"}
+HEADLINES = {"2048 x 1", "128 x 8", "1024 x 4096", "categorical 256 x 4", "categorical 32768 x 4", "normal 64 x 6"}
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [columns, ["--"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def machine(facts: Mapping[str, Any]) -> str:
+    """One line that names it."""
+    kernels = f"{facts['cpu_capability']} kernels on {facts['kernel_threads']} threads"
+    versions = f"torch {facts['torch']} on {facts['torch_threads']}, NumPy {facts['numpy']}, Python {facts['python']}"
+    return f"{facts['cpu']}, {facts['cores']} cores, {kernels}; {versions}."
+
+
+def short(us: float) -> str:
+    """Microseconds."""
+    return f"{us:.1f}" if us < 100 else f"{us:,.0f}"
+
+
+def times(ratio: float) -> str:
+    """How often."""
+    return f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.1f}"
+
+
+def kernel_tables(results: Mapping[str, Any]) -> str:
+    """All groups, each contender in a column."""
+    costs = ", ".join(f"{name} {value:g}" for name, value in results["fixed_costs"].items())
+    parts = [f"{machine(results['machine'])} Fixed costs: {costs}."]
+    for group, title in TITLES.items():
+        if rows := results.get(group):
+            names = list(dict.fromkeys(name for row in rows for name in row["us"]))
+            lines = [
+                [row["case"], *(short(row["us"][name]) if name in row["us"] else "" for name in names), *ratios(row)]
+                for row in rows
+            ]
+            parts.append(f"{title}, µs:\n\n" + table([group, *names, "× best rival", "of limit"], lines))
+    return "\n\n".join(parts)
+
+
+def ratios(row: Mapping[str, Any]) -> list[str]:
+    """Against the best rival and the limit, for each of ours."""
+    faster = " / ".join(times(x) for x in row["times_best_rival"].values())
+    return [faster, " / ".join(f"{x:.2f}" for x in row["of_limit"].values())]
+
+
+def headline_table(results: Mapping[str, Any]) -> str:
+    """A few rows for the README: our best time against the best rival's."""
+    lines = []
+    for group, title in TITLES.items():
+        for row in results.get(group, []):
+            if row["case"] in HEADLINES and row["best_rival"]:
+                ours = min(row["times_best_rival"], key=lambda name: row["us"][name])
+                lines.append([title, row["case"], f"{short(row['us'][ours])} (`{ours}`)",
+                              f"{short(row['us'][row['best_rival']])} ({row['best_rival']})",
+                              times(row["times_best_rival"][ours]), f"{row['of_limit'][ours]:.2f}"])  # fmt: skip
+    columns = ["kernel", "size", "µs", "best rival's", "× faster", "of the copy limit"]
+    return f"{machine(results['machine'])}\n\n{table(columns, lines)}"
+
+
+def train_table(results: Mapping[str, Any]) -> str:
+    """Speeds and shares."""
+    phases = ("act", "env", "gae", "update", "other")
+    lines = []
+    for one in results["settings"]:
+        config, median = one["config"], one["median"]
+        minibatch = config["num_envs"] * config["num_steps"] // config["num_minibatches"]
+        size = f"{config['num_envs']} × {config['num_steps']} / {minibatch} × {config['update_epochs']}"
+        rates = [f"{median[key]:,.0f}" for key in ("steps_per_second", "rows_per_second", "alone")]
+        lines.append([config["env_id"], size, *rates, f"{median['ratio']:.3f}", *(f"{median[p]:.1%}" for p in phases)])
+    columns = ["environment", "N × T / minibatch × epochs", "steps/s", "rows/s", "EnvPool alone", "ratio", *phases]
+    return f"{machine(results['machine'])}\n\n{table(columns, lines)}"
+
+
+def learning_table(reports: Sequence[Mapping[str, Any]]) -> str:
+    """A row an environment, its seeds one by one."""
+    lines = []
+    for report in reports:
+        scores = ", ".join(f"{run['score']:.1f}" for run in report["runs"])
+        summary, steps = report["summary"], report["config"]["total_timesteps"]
+        lines.append([report["env_id"], f"{steps:,}", scores, f"{summary['mean']:.1f} ± {summary['std']:.1f}"])
+    return table(["environment", "steps", "seeds", "mean ± std"], lines)
+
+
+def fill(path: Path, name: str, text: str) -> None:
+    """Put `text` between the marks of that name."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    page, count = re.subn(
+        f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: f"{begin}\n{text}\n{end}", path.read_text(), flags=re.DOTALL
+    )
+    if count != 1:
+        raise ValueError(f"{path} has the marks {begin} {count} times; it must have them once")
+    path.write_text(page)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kernels", type=Path, metavar="FILE", help="of bench/kernels.py --json")
+    parser.add_argument("--train", type=Path, metavar="FILE", help="of bench/train.py --json")
+    parser.add_argument(
+        "--learning", type=Path, nargs="+", default=[], metavar="FILE", help="of bench/learning.py --json"
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None, root: Path = ROOT) -> None:
+    given = parse(arguments)
+    if given.kernels:
+        results = json.loads(given.kernels.read_text())
+        fill(root / "docs/benchmarks.md", "kernels", kernel_tables(results))
+        fill(root / "README.md", "kernels", headline_table(results))
+    if given.train:
+        results = json.loads(given.train.read_text())
+        fill(root / "docs/benchmarks.md", "train", train_table(results))
+        fill(root / "README.md", "train", train_table(results))
+    if given.learning:
+        reports = [json.loads(path.read_text()) for path in given.learning]
+        fill(root / "docs/learning.md", "learning", learning_table(reports))
+
+
+if __name__ == "__main__":
+    main()

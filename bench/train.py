@@ -1,0 +1,199 @@
+"""How fast is training, where does its time go, and how far is it from stepping the environments alone?
+
+    python bench/train.py [NAME ...] [--rounds N] [--set FIELD=VALUE ...] [--json FILE]
+
+Each round runs training iterations, then the same environments with random actions made beforehand, EnvPool's compiled
+calls only: on one core, and free on all cores with one thread and with one a core; the fastest counts. Reset rows, in
+which an environment ignores its action, count on both sides as rows; "steps" are the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import envpool
+import numpy as np
+import torch
+from _common import console, machine, parse_fields, show_facts, show_table, warn_if_busy, write_json
+from gymnasium import spaces
+
+import pyppo
+
+PHASES = ("act", "env", "gae", "update", "other")
+SETTINGS: dict[str, dict[str, Any]] = {
+    "CartPole-4x128": {"env_id": "CartPole-v1"},
+    "HalfCheetah-8x256": {"env_id": "HalfCheetah-v4"},
+    "CartPole-64x128": {"env_id": "CartPole-v1", "num_envs": 64, "num_steps": 128, "num_minibatches": 32},
+    "HalfCheetah-64x256": {"env_id": "HalfCheetah-v4", "num_envs": 64, "num_steps": 256, "num_minibatches": 32},
+}
+"""The presets, and the sizes at which environments are cheap: minibatches of 256 and of 512."""
+
+
+# --- the environments alone -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _cores(cores: set[int]) -> Iterator[None]:
+    """Run this thread, and those that are started in it, on some cores only."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+class RandomActions:
+    """A pool stepped with random actions that were drawn beforehand: EnvPool at its fastest.
+
+    Args:
+        config: its environment, number of environments and options.
+        threads: EnvPool's.
+        cores: where pool and caller may run.
+    """
+
+    def __init__(self, config: pyppo.Config, threads: int, cores: set[int]) -> None:
+        self.num_envs, self._cores = config.num_envs, cores
+        options = {"num_envs": config.num_envs, "num_threads": threads, "seed": 1, **config.env_options}
+        with _cores(cores):
+            self.pool = envpool.make(config.env_id, env_type="gymnasium", **options)
+            self._ids = np.arange(config.num_envs, dtype=np.int32)
+            self.pool._reset(self._ids)
+            self.pool._recv()
+        dtype = self.pool._spec._action_spec[2][0]
+        self._actions = [_random(self.pool.action_space, config.num_envs).astype(dtype) for _ in range(64)]
+
+    def rows_per_second(self, seconds: float) -> float:
+        """Rows a second over about that time."""
+        send, receive, ids, rows = self.pool._send, self.pool._recv, self._ids, 0
+        with _cores(self._cores):
+            start = time.perf_counter()
+            while (elapsed := time.perf_counter() - start) < seconds:
+                for actions in self._actions:
+                    send([ids, ids, actions])
+                    receive()
+                rows += len(self._actions) * self.num_envs
+        return rows / elapsed
+
+
+def _random(space: spaces.Space, count: int) -> np.ndarray:
+    return np.stack([space.sample() for _ in range(count)])
+
+
+def pools(config: pyppo.Config) -> dict[str, RandomActions]:
+    """The ways to run the environments; which is fastest depends on how cheap they are."""
+    cores = os.sched_getaffinity(0)
+    made = {"one core": RandomActions(config, 1, {min(cores)}), "1 thread": RandomActions(config, 1, cores)}
+    if len(cores) > 1:
+        made[f"{len(cores)} threads"] = RandomActions(config, min(len(cores), config.num_envs), cores)
+    return made
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+class Training:
+    """A trainer far from its end, so that the schedules stand still."""
+
+    def __init__(self, config: pyppo.Config, warmup: int) -> None:
+        self.trainer = pyppo.Trainer(config.replace(run_dir=None, total_timesteps=10**12), quiet=True)
+        for _ in range(warmup):
+            self.trainer.step()
+
+    def measure(self, seconds: float) -> dict[str, float]:
+        """Iterations for about that time: rates, the share of each phase, microseconds of a minibatch."""
+        trainer, spent, iterations, updates = self.trainer, dict.fromkeys(PHASES, 0.0), 0, 0.0
+        steps = trainer.steps
+        trainer.clock.start()  # or its next lap would count what was measured in between
+        start = time.perf_counter()
+        while not iterations or time.perf_counter() - start < seconds:
+            row = trainer.step()
+            iterations, updates = iterations + 1, updates + row["updates"]
+            for phase in PHASES:
+                spent[phase] += row[f"time_{phase}"]
+        elapsed = time.perf_counter() - start
+        return {
+            "steps_per_second": (trainer.steps - steps) / elapsed,
+            "rows_per_second": iterations * trainer.config.batch_size / elapsed,
+            "minibatch_us": 1e6 * spent["update"] / updates,
+            **{phase: spent[phase] / elapsed for phase in PHASES},
+        }
+
+
+def measure(name: str, config: pyppo.Config, rounds: int, seconds: float, warmup: int) -> dict[str, Any]:
+    """Training and the environments alone, in turn; medians over the rounds."""
+    training, alone = Training(config, warmup), pools(config)
+    found: list[dict[str, float]] = []
+    for _ in range(rounds):
+        row = training.measure(seconds)
+        speeds = {f"alone, {way}": pool.rows_per_second(seconds / 2) for way, pool in alone.items()}
+        best = max(speeds.values())
+        found.append({**row, **speeds, "alone": best, "ratio": row["rows_per_second"] / best})
+    training.trainer.close()
+    return {"name": name, "median": _over(found, statistics.median), "least": _over(found, min),
+            "most": _over(found, max), "rounds": rounds, "config": config.to_dict()}  # fmt: skip
+
+
+def _over(rows: Sequence[Mapping[str, float]], reduce: Callable[[list[float]], float]) -> dict[str, float]:
+    return {key: reduce([row[key] for row in rows]) for key in rows[0]}
+
+
+def show(results: Sequence[Mapping[str, Any]]) -> None:
+    """Speeds, then shares."""
+    speeds, shares = [], []
+    for result in results:
+        median, config = result["median"], result["config"]
+        minibatch = config["num_envs"] * config["num_steps"] // config["num_minibatches"]
+        size = f"{config['num_envs']} x {config['num_steps']} / {minibatch} x {config['update_epochs']}"
+        rates = [f"{median[key]:,.0f}" for key in ("steps_per_second", "rows_per_second", "alone")]
+        spread = f"{result['least']['rows_per_second']:,.0f}-{result['most']['rows_per_second']:,.0f}"
+        speeds.append([config["env_id"], size, *rates[:2], spread, rates[2], f"{median['ratio']:.3f}"])
+        each = [f"{median[phase]:.1%}" for phase in PHASES]
+        shares.append([config["env_id"], size, *each, f"{median['minibatch_us']:,.0f}"])
+    first = ["environment", "N x T / minibatch x epochs"]
+    columns = [*first, "steps/s", "rows/s", "range", "EnvPool alone", "ratio"]
+    show_table("training, and EnvPool's best with random actions (rows/s)", columns, speeds)
+    show_table("shares of training's time", [*first, *PHASES, "us a minibatch"], shares)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which of {', '.join(SETTINGS)}, or an environment "
+                        "with its preset (default: the four)")  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=5, help="how often each is measured (default: 5)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="training time of a round (default: 3)")
+    parser.add_argument("--warmup", type=int, default=2, help="iterations before the first round (default: 2)")
+    parser.add_argument("--quick", action="store_true", help="one short round")
+    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="fields of Config for all of them")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
+    given = parser.parse_args(arguments)
+    if given.quick:
+        given.rounds, given.seconds = 1, 0.2
+    return given
+
+
+def main(arguments: list[str] | None = None) -> None:
+    given = parse(arguments)
+    changes = parse_fields(given.set)
+    torch.set_num_threads(1)
+    facts = machine()
+    show_facts("machine", facts)
+    warn_if_busy(facts)
+    results = []
+    for name in given.names or SETTINGS:
+        config = pyppo.Config.for_env(**{**SETTINGS.get(name, {"env_id": name}), **changes})
+        results.append(measure(name, config, given.rounds, given.seconds, given.warmup))
+        console.print(f"{name}: {results[-1]['median']['steps_per_second']:,.0f} steps/s")
+    show(results)
+    write_json(given.json, {"machine": facts, "settings": results})
+
+
+if __name__ == "__main__":
+    main()

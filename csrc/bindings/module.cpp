@@ -1,0 +1,62 @@
+// The module _C: what the bindings files add, and what says how it was built.
+#include "module.h"
+
+#include "../math/philox.h"
+
+namespace pyppo::bindings {
+namespace {
+
+void set_num_threads(py::handle count) {
+  const uint64_t threads = integer_of(count, "count", INT32_MAX);
+  if (threads == 0) detail::fail("count", "is 0", "be at least 1");
+  cpu::set_num_threads(int(threads));
+}
+
+py::tuple philox(uint64_t key, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3) {
+  const math::PhiloxBlock block = math::philox(key, c0, c1, c2, c3);
+  return py::make_tuple(block.word[0], block.word[1], block.word[2], block.word[3]);
+}
+
+py::dict build_info() {
+  const cuda::Info info = cuda::info();
+  py::dict out;
+  out["version"] = PYPPO_VERSION;
+  out["compiler"] = PYPPO_COMPILER;
+  out["cpu_isas"] = PYPPO_ISAS;
+  out["cuda_status"] = PYPPO_CUDA_STATUS;
+  out["cuda_version"] = PYPPO_CUDA_VERSION;
+  out["cuda_archs"] = PYPPO_CUDA_ARCHS;
+  out["cuda_runtime_version"] = info.runtime_version;
+  out["cuda_driver_version"] = info.driver_version;
+  out["cuda_device_count"] = info.device_count;
+  out["sanitizers"] = PYPPO_SANITIZERS;
+  return out;
+}
+
+}  // namespace
+}  // namespace pyppo::bindings
+
+PYBIND11_MODULE(_C, m) {
+  using namespace pyppo;
+  using namespace pyppo::bindings;
+  using namespace py::literals;
+  m.doc() = "pyppo's kernels. Arguments are positional; pyppo.ops is the documented face.";
+  py::register_local_exception_translator([](std::exception_ptr pointer) {
+    try {
+      if (pointer) std::rethrow_exception(pointer);
+    } catch (const TypeError& error) {
+      PyErr_SetString(PyExc_TypeError, error.what());
+    } catch (const PythonError&) {
+      // already set
+    }
+  });
+  bind_gae(m);
+  bind_losses(m);
+  bind_sample(m);
+  bind_update(m);
+  m.def("philox", &philox, "key"_a, "c0"_a, "c1"_a, "c2"_a, "c3"_a, py::pos_only());
+  m.def("set_num_threads", &set_num_threads, "count"_a, py::pos_only());
+  m.def("get_num_threads", &cpu::get_num_threads);
+  m.def("cpu_capability", &cpu::capability);
+  m.def("build_info", &build_info);
+}
