@@ -195,6 +195,7 @@ class Collector:
 
     def reset(self, seed: int | None = None) -> None:
         """Start new episodes in all environments; what was unfinished is dropped. Counters go on."""
+        self.ready = False
         for part in self._slices:
             obs = part.group.reset(seed)
             for name, write in part.obs:
@@ -256,13 +257,13 @@ class Collector:
             _check_resets(done, valid)
         _check_rewards(host["rewards"])
         _check_observations(rollout.obs, valid, host["terminated"], self.same_step)
-        self._count_episodes(done, valid)
-        self._done = done[-1].copy()
         if rollout.device.type != "cpu":
             for name in ("terminated", "truncated", "valid"):
                 getattr(rollout, name).copy_(torch.from_numpy(host[name]))
         rollout.rewards.copy_(rollout.raw_rewards)
         self._value_finals()
+        self._count_episodes(done, valid)  # from here on nothing fails, so a rollout counts as a whole or not at all
+        self._done = done[-1].copy()
         count = int(np.count_nonzero(valid))
         self.valid_steps += count
         return count
@@ -389,6 +390,7 @@ def random_rows(groups: Sequence[Group], rows: int, seed: int) -> dict[str, np.n
     count = 0
     while count < rows:
         kept.append({name: x[valid] for name, x in obs.items()})
+        _check_warmup(obs, valid)
         count += int(valid.sum())
         actions = _random_actions(groups[0].action_space, num_envs, rng)
         for group, first, last in zip(groups, edges[:-1], edges[1:], strict=True):
@@ -398,6 +400,16 @@ def random_rows(groups: Sequence[Group], rows: int, seed: int) -> dict[str, np.n
         if groups[0].autoreset == "next_step":
             valid = ~np.concatenate([step.terminated | step.truncated for step in steps])
     return {name: np.concatenate([part[name] for part in kept]) for name in obs}
+
+
+def _check_warmup(obs: Mapping[str, np.ndarray], valid: np.ndarray) -> None:
+    for name, x in obs.items():
+        if np.issubdtype(x.dtype, np.floating) and not np.isfinite(x[valid]).all():
+            row = next(int(row) for row in np.flatnonzero(valid) if not np.isfinite(x[row]).all())
+            raise ValueError(
+                f"environment {row} gave an observation {name!r} that is not finite, under random actions; it must be "
+                "finite"
+            )
 
 
 def _random_actions(space: spaces.Space, n: int, rng: np.random.Generator) -> np.ndarray:

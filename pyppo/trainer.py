@@ -42,6 +42,11 @@ class Result:
     interrupted: bool = False
     """Whether Ctrl-C ended it."""
 
+    def __repr__(self) -> str:
+        steps, returns = self.history.get("step"), self.history.get("episode_return")
+        done = f"{steps[-1]:,.0f} steps, return {returns[-1]:.1f}" if steps and returns else "no steps"
+        return f"Result({self.config.env_id}, {done}, {self.run_dir})"
+
     def plot(self, path: str | Path) -> Path:
         """Write the learning curve as a picture; the suffix says which kind."""
         from pyppo.plot import plot_history
@@ -200,6 +205,7 @@ class Trainer:
         """One iteration. Returns its row of the history."""
         with torch_threads(self.config.torch_threads):
             self._start()
+            self._open_run()
             schedule = self._schedule()
             with self.clock.phase("env"):
                 self._collect()
@@ -230,7 +236,6 @@ class Trainer:
         again = f"/{self._resets}" if self._resets else ""  # not the same episodes once more
         self.collector.reset(stream_seed(config.seed, f"environments/{self.rebuild}{again}"))
         self._resets += 1
-        self._open_run()
         self.clock.start()
 
     def _open_run(self) -> None:

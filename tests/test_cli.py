@@ -53,7 +53,7 @@ def test_eval(run, capsys):
 def test_resume(run, capsys):
     assert cli.main(["resume", str(run), "--quiet"]) == 2
     assert "is complete" in capsys.readouterr().err
-    assert cli.main(["resume", str(run), "--total-timesteps", "2_500", "--tensorboard"]) == 0
+    assert cli.main(["resume", str(run), "--total-timesteps", "2.5e3", "--tensorboard"]) == 0
     said = capsys.readouterr()
     assert "mean of the last 100 training episodes" in said.out
     assert "done 100%" in said.err

@@ -77,9 +77,9 @@ def nothing_runs(monkeypatch):
     def reached(*arguments, **keywords):
         raise ValueError("it would start now")
 
-    reached.resume = reached
-    monkeypatch.setattr("pyppo.trainer.Trainer", reached)
-    monkeypatch.setattr("pyppo.evaluation.evaluate", reached)
+    monkeypatch.setattr("pyppo.envs.make_envs", reached)
+    monkeypatch.setattr("pyppo.checkpoint.load_checkpoint", reached)
+    monkeypatch.setattr("pyppo.evaluation.load_policy", reached)
     monkeypatch.setattr("pyppo.plot.plot_runs", reached)
 
 

@@ -380,6 +380,14 @@ def test_an_observation_that_is_not_finite_is_refused(num_steps, at):
         collector.collect()
 
 
+def test_random_rows_are_finite():
+    env = Infinite(num_envs=2)
+    random_rows([group(env)], 40, seed=1)  # the infinite one ends an episode
+    env.at = 3
+    with pytest.raises(ValueError, match="environment 1 gave an observation 'obs' that is not finite, under random"):
+        random_rows([group(env)], 40, seed=1)
+
+
 def test_a_final_observation_that_nothing_is_made_of_may_be_anything():
     collector = make_collector([Infinite(num_envs=2)], 4, act=first_column_act)
     for _ in range(3):

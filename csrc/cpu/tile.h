@@ -170,7 +170,9 @@ inline void load_integers(int32_t* __restrict tile, const Integer* __restrict ac
                           int64_t width) {
   for (int64_t j = 0; j < width; ++j) {
     int32_t* __restrict lanes = tile + j * L;
-    if (rows.count == L) {
+    if (rows.count == L && width == 1) {  // one action a sample: whole vectors
+      PYPPO_LANES(i) lanes[i] = actions[i] == Integer(int32_t(actions[i])) ? int32_t(actions[i]) : -1;
+    } else if (rows.count == L) {
       PYPPO_LANES(i)
       lanes[i] = int32_t(
           actions[i * width + j] == Integer(int32_t(actions[i * width + j])) ? int32_t(actions[i * width + j]) : -1);
