@@ -11,6 +11,9 @@ from hypothesis import HealthCheck, settings
 
 pytest.register_assert_rewrite("cases", "good_calls")
 
+# Python processes that tests start import the installed package, not the source tree that they are started in.
+os.environ["PYTHONSAFEPATH"] = "1"
+
 # The examples are the same in every run under CI; at a desk they differ from run to run. "thorough" is for a night.
 _common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
 settings.register_profile("ci", max_examples=50, derandomize=True, **_common)
