@@ -103,7 +103,9 @@ def fuzz(seed: int, calls: int, journal: Path) -> None:
 def test_garbage_never_crashes(tmp_path: Path) -> None:
     journal = tmp_path / "call"
     command = [sys.executable, "-X", "faulthandler", __file__, "0", str(CALLS), str(journal)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
+    # A safe path leaves out the script's own folder, where `cases` is.
+    here = {**environment(), "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=here)
     call = journal.read_text() if journal.exists() else "none"
     assert done.returncode == 0, f"call {call}: exit {done.returncode}\n{done.stderr[-3000:]}"
     # Some garbage is good enough to run, most is not: a fuzz that only ever raised early would show nothing.
