@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -104,7 +105,8 @@ def test_garbage_never_crashes(tmp_path: Path) -> None:
     journal = tmp_path / "call"
     command = [sys.executable, "-X", "faulthandler", __file__, "0", str(CALLS), str(journal)]
     # A safe path leaves out the script's own folder, where `cases` is.
-    here = {**environment(), "PYTHONPATH": str(Path(__file__).parent)}
+    here = environment()
+    here["PYTHONPATH"] += os.pathsep + str(Path(__file__).parent)
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=here)
     call = journal.read_text() if journal.exists() else "none"
     assert done.returncode == 0, f"call {call}: exit {done.returncode}\n{done.stderr[-3000:]}"
