@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../math/distributions.h"
+#include "../math/surrogate.h"
 #include "isa.h"
 #include "memory.h"
 #include "tile.h"
@@ -69,14 +70,15 @@ class CategoricalTile {
   CategoricalTile(const DistributionArgs& d, bool with_old)
       : d_(d),
         with_old_(with_old),
-        floats_(size_t((with_old ? 3 : 2) * d.width + 4 * d.num_parts) * L),
+        floats_(size_t((with_old ? 3 : 2) * d.width + 5 * d.num_parts) * L),
         actions_(size_t(d.num_parts) * L) {
     logits_ = floats_.get();
     exps_ = logits_ + d.width * L;
     old_ = exps_ + d.width * L;
     log_sum_ = old_ + (with_old ? d.width * L : 0);
     sum_ = log_sum_ + d.num_parts * L;
-    entropy_ = sum_ + d.num_parts * L;
+    inverse_ = sum_ + d.num_parts * L;
+    entropy_ = inverse_ + d.num_parts * L;
     uniforms_ = entropy_ + d.num_parts * L;
   }
 
@@ -122,10 +124,17 @@ class CategoricalTile {
       const int32_t* action = actions_.get() + k * L;
       alignas(64) T chosen[L];
       PYPPO_LANES(i) chosen[i] = T(0);
-      for (int64_t j = 0; j < d_.nvec[k]; ++j) {
-        const T* logit = logits_ + (at + j) * L;
-        PYPPO_LANES(i) chosen[i] = action[i] == int32_t(j) ? logit[i] : chosen[i];
-      }
+      for_runs(0, d_.nvec[k], [&](auto run, int64_t j) {
+        const T* __restrict logits = logits_ + (at + j) * L;
+        PYPPO_LANES(i) {
+          T logit = chosen[i];
+          for_columns(run, [&](int c) PYPPO_INLINE {
+            const T x = logits[c * L + i];
+            logit = action[i] == int32_t(j) + c ? x : logit;
+          });
+          chosen[i] = logit;
+        }
+      });
       const T *log_sum = log_sum_ + k * L, *entropy = entropy_ + k * L;
       PYPPO_LANES(i) {
         out.logp[i] += chosen[i] - log_sum[i];
@@ -166,21 +175,29 @@ class CategoricalTile {
     max_of(logits, d_.nvec[k], largest);
     note_impossible(largest, rows);
     PYPPO_LANES(i) sum[i] = weighted[i] = T(0);
-    for (int64_t j = 0; j < d_.nvec[k]; ++j) {
+    for_runs(0, d_.nvec[k], [&](auto run, int64_t j) {
       PYPPO_LANES(i) {
-        const T shifted = logits[j * L + i] - largest[i];
-        const T e = math::exp(shifted);
-        logits[j * L + i] = shifted;
-        exps[j * L + i] = e;
-        sum[i] += e;
-        weighted[i] += math::categorical_weighted(e, shifted);
+        T s = sum[i], w = weighted[i];
+        const T m = largest[i];
+        for_columns(run, [&](int c) PYPPO_INLINE {
+          const int64_t at = (j + c) * L + i;
+          const T shifted = logits[at] - m;
+          const T e = math::exp_nonpositive(shifted);
+          logits[at] = shifted;
+          exps[at] = e;
+          s += e;
+          w += math::categorical_weighted(e, shifted);
+        });
+        sum[i] = s;
+        weighted[i] = w;
       }
-    }
-    T *log_sums = log_sum_ + k * L, *sums = sum_ + k * L, *entropy = entropy_ + k * L;
+    });
+    T *log_sums = log_sum_ + k * L, *sums = sum_ + k * L, *inverse = inverse_ + k * L, *entropy = entropy_ + k * L;
     PYPPO_LANES(i) {
       sums[i] = sum[i];
-      log_sums[i] = math::log(sum[i]);
-      entropy[i] = math::categorical_entropy(sum[i], weighted[i]);
+      log_sums[i] = math::log_above_one(sum[i]);
+      inverse[i] = T(1) / sum[i];
+      entropy[i] = math::categorical_entropy(log_sums[i], weighted[i] * inverse[i]);
     }
   }
 
@@ -195,10 +212,14 @@ class CategoricalTile {
 
   static void max_of(const T* __restrict logits, int64_t count, T* __restrict largest) {
     PYPPO_LANES(i) largest[i] = logits[i];
-    for (int64_t j = 1; j < count; ++j) {
+    for_runs(1, count, [&](auto run, int64_t j) {
       const T* __restrict logit = logits + j * L;
-      PYPPO_LANES(i) largest[i] = logit[i] > largest[i] ? logit[i] : largest[i];
-    }
+      PYPPO_LANES(i) {
+        T m = largest[i];
+        for_columns(run, [&](int c) PYPPO_INLINE { m = math::max(m, logit[c * L + i]); });
+        largest[i] = m;
+      }
+    });
   }
 
   // KL(old || new) of part k; leaves the old probabilities in old_.
@@ -207,8 +228,9 @@ class CategoricalTile {
     alignas(64) T largest[L], sum[L], old_log_sum[L];
     max_of(old_ + at * L, count, largest);
     PYPPO_LANES(i) sum[i] = T(0);
-    for (int64_t j = 0; j < count; ++j) PYPPO_LANES(i) sum[i] += math::exp(old_[(at + j) * L + i] - largest[i]);
-    PYPPO_LANES(i) old_log_sum[i] = math::log(sum[i]);
+    for (int64_t j = 0; j < count; ++j)
+      PYPPO_LANES(i) sum[i] += math::exp_nonpositive(old_[(at + j) * L + i] - largest[i]);
+    PYPPO_LANES(i) old_log_sum[i] = math::log_above_one(sum[i]);
     const T* log_sum = log_sum_ + k * L;
     for (int64_t j = 0; j < count; ++j) {
       T* __restrict old = old_ + (at + j) * L;
@@ -227,18 +249,23 @@ class CategoricalTile {
     const int32_t* __restrict action = actions_.get() + k * L;
     const T* __restrict log_sum = log_sum_ + k * L;
     const T* __restrict entropy = entropy_ + k * L;
-    alignas(64) T inverse[L];
-    PYPPO_LANES(i) inverse[i] = T(1) / sum_[k * L + i];
-    for (int64_t j = 0; j < d_.nvec[k]; ++j) {
-      T* __restrict logit = logits_ + (at + j) * L;
-      const T* __restrict e = exps_ + (at + j) * L;
+    const T* __restrict inverse = inverse_ + k * L;
+    for_runs(0, d_.nvec[k], [&](auto run, int64_t j) {
+      T* __restrict logits = logits_ + (at + j) * L;
+      const T* __restrict exps = exps_ + (at + j) * L;
       const T* __restrict old = with_old ? old_ + (at + j) * L : nullptr;
       PYPPO_LANES(i) {
-        logit[i] =
-            math::categorical_gradient(e[i] * inverse[i], logit[i] - log_sum[i], action[i] == int32_t(j), entropy[i],
-                                       with_old ? old[i] : T(0), g.logp[i], g.entropy[i], with_old ? g.kl[i] : T(0));
+        for_columns(run, [&](int c) PYPPO_INLINE {
+          const T p = exps[c * L + i] * inverse[i], logp = logits[c * L + i] - log_sum[i];
+          const bool chosen = action[i] == int32_t(j) + c;
+          if constexpr (with_old)
+            logits[c * L + i] = math::categorical_gradient(p, logp, chosen, entropy[i], old[c * L + i], g.logp[i],
+                                                           g.entropy[i], g.kl[i]);
+          else
+            logits[c * L + i] = math::categorical_gradient(p, logp, chosen, entropy[i], g.logp[i], g.entropy[i]);
+        });
       }
-    }
+    });
   }
 
   void choose_mode(int64_t k, int64_t at) {
@@ -280,7 +307,7 @@ class CategoricalTile {
   const bool with_old_;
   Scratch<T> floats_;
   Scratch<int32_t> actions_;
-  T *logits_, *exps_, *old_, *log_sum_, *sum_, *entropy_, *uniforms_;
+  T *logits_, *exps_, *old_, *log_sum_, *sum_, *inverse_, *entropy_, *uniforms_;
 };
 
 // Independent bits, each from its logit. A masked bit is surely 0: its logit is -inf.

@@ -102,7 +102,8 @@ template <class T, int L>
 inline LossRows<T, L> loss_rows(const LossArgs& a, int64_t first, int64_t end) {
   LossRows<T, L> out;
   out.rows = rows_from<L>(first, end);
-  for (int i = 0; i < L; ++i) out.weight[i] = i < out.rows.count ? T(1) : T(0);
+  PYPPO_LANES(i) out.weight[i] = T(1);
+  for (int i = out.rows.count; i < L; ++i) out.weight[i] = T(0);
   if (a.row_mask == nullptr && a.weights == nullptr) return out;
   for (int i = 0; i < out.rows.count; ++i) {
     out.weight[i] = row_weight<T>(a, first + i);
@@ -115,49 +116,23 @@ inline LossRows<T, L> loss_rows(const LossArgs& a, int64_t first, int64_t end) {
 template <class T, int L>
 class LossTile {
  public:
-  LossTile(const LossArgs& args, const BatchMoments& moments)
+  // `with_kl`: whether the distribution's KL is measured.
+  LossTile(const LossArgs& args, const BatchMoments& moments, bool with_kl)
       : a_(args),
+        moments_(moments),
         options_(surrogate_options<T>(args)),
-        inverse_(moments.denominator != 0 ? T(1.0 / moments.denominator) : T(0)),
-        mean_(moments.advantage_mean),
-        scale_(moments.advantage_scale) {}
+        plain_(options_.clips && !options_.extras && !with_kl && args.row_mask == nullptr && args.weights == nullptr) {}
 
   // From a tile's log-probs, entropies and KLs to their gradients and the values'.
-  void surrogate(const LossRows<T, L>& r, const TileTerms<T, L>& terms, TileGradients<T, L>& g) {
-    alignas(64) T old_logp[L], advantage[L], value[L], old_value[L], target[L], d_value[L];
-    load(old_logp, a_.old_logp, r.rows);
-    load(advantage, a_.advantages, r.rows);
-    load(value, a_.values, r.rows);
-    load(target, a_.returns, r.rows);
-    load(old_value, a_.old_values, r.rows);
+  void surrogate(const LossRows<T, L>& r, TileTerms<T, L>& terms, TileGradients<T, L>& g) {
     // A dead lane must stay finite: 0 times an infinite ratio would reach the sums.
-    alignas(64) T logp[L], entropy[L], kl[L];
-    clear_into(logp, terms.logp, r.rows);
-    clear_into(entropy, terms.entropy, r.rows);
-    clear_into(kl, terms.kl, r.rows);
-    // Copies that no store can alias, or the loop would not become vector code.
-    const math::SurrogateOptions<T> options = options_;
-    const T inverse = inverse_;
-    const double mean = mean_, scale = scale_;
-    T(*__restrict sums)[L] = sums_;
-    PYPPO_LANES(i) {
-      const math::SurrogateSample<T> sample{
-          logp[i],      old_logp[i], math::normalize_advantage(advantage[i], mean, scale), entropy[i], kl[i], value[i],
-          old_value[i], target[i]};
-      const math::SurrogateTerms<T> s = math::surrogate(options, sample);
-      const T w = r.weight[i], scaled = w * inverse;
-      sums[0][i] += w * s.policy;
-      sums[1][i] += w * s.value;
-      sums[2][i] += w * entropy[i];
-      sums[3][i] += w * s.approx_kl;
-      sums[4][i] += w * s.clipped;
-      sums[5][i] += w * kl[i];
-      g.logp[i] = scaled * s.d_logp;
-      g.entropy[i] = scaled * s.d_entropy;
-      g.kl[i] = scaled * s.d_kl;
-      d_value[i] = scaled * s.d_value;
-    }
-    if (a_.d_values != nullptr) store_tile<L>(static_cast<T*>(a_.d_values) + r.rows.first, d_value, r.rows.count, 1);
+    clear_dead(terms.logp, r.rows, 1);
+    clear_dead(terms.entropy, r.rows, 1);
+    clear_dead(terms.kl, r.rows, 1);
+    if (plain_ && r.rows.all_live)
+      compute<true>(r, terms, g);
+    else
+      compute<false>(r, terms, g);
   }
 
   void add_sums_to(double* sums) const {
@@ -165,23 +140,63 @@ class LossTile {
   }
 
  private:
-  void load(T* tile, const void* floats, const TileRows<L>& rows) const {
-    if (floats == nullptr) {
-      PYPPO_LANES(i) tile[i] = T(0);
-      return;
+  // `plain`: the clipped loss without extras, weights and KL, as most runs have it. Two thirds of the general one's
+  // time.
+  template <bool plain>
+  void compute(const LossRows<T, L>& r, const TileTerms<T, L>& terms, TileGradients<T, L>& g) {
+    alignas(64) T buffers[6][L];
+    const T* __restrict old_logp = lanes(a_.old_logp, r.rows, buffers[0]);
+    const T* __restrict advantage = lanes(a_.advantages, r.rows, buffers[1]);
+    const T* __restrict value = lanes(a_.values, r.rows, buffers[2]);
+    const T* __restrict target = lanes(a_.returns, r.rows, buffers[3]);
+    const T* __restrict old_value = lanes(a_.old_values, r.rows, buffers[4]);
+    const bool in_place = a_.d_values != nullptr && r.rows.count == L;
+    T* __restrict d_value = in_place ? static_cast<T*>(a_.d_values) + r.rows.first : buffers[5];
+    // Copies that no store can alias, or the loop would not become vector code.
+    math::SurrogateOptions<T> options = options_;
+    options.extras = !plain;
+    options.clips = plain || options.clips;
+    const double mean = moments_.advantage_mean, scale = moments_.advantage_scale;
+    const T inverse = moments_.denominator != 0 ? T(1.0 / moments_.denominator) : T(0);
+    T(*__restrict sums)[L] = sums_;
+    PYPPO_LANES(i) {
+      const T kl = plain ? T(0) : terms.kl[i];
+      const math::SurrogateTerms<T> s =
+          math::surrogate(options, {terms.logp[i], old_logp[i], math::normalize_advantage(advantage[i], mean, scale),
+                                    terms.entropy[i], kl, value[i], plain ? T(0) : old_value[i], target[i]});
+      const T w = plain ? T(1) : r.weight[i], scaled = w * inverse;
+      sums[0][i] += w * s.policy;
+      sums[1][i] += w * s.value;
+      sums[2][i] += w * terms.entropy[i];
+      sums[3][i] += w * s.approx_kl;
+      sums[4][i] += w * s.clipped;
+      if (!plain) sums[5][i] += w * kl;
+      g.logp[i] = scaled * s.d_logp;
+      g.entropy[i] = scaled * s.d_entropy;
+      g.kl[i] = scaled * s.d_kl;
+      d_value[i] = scaled * s.d_value;
     }
-    load_tile<L>(tile, static_cast<const T*>(floats) + rows.first, rows.count, 1);
-    clear_dead(tile, rows, 1);
+    if (a_.d_values != nullptr && !in_place)
+      store_tile<L>(static_cast<T*>(a_.d_values) + r.rows.first, d_value, r.rows.count, 1);
   }
 
-  static void clear_into(T* __restrict to, const T* __restrict from, const TileRows<L>& rows) {
-    PYPPO_LANES(i) to[i] = rows.live[i] ? from[i] : T(0);
+  // A tile's rows of an input: where they are if all count, else a copy with zeros for those that do not.
+  static const T* lanes(const void* floats, const TileRows<L>& rows, T* buffer) {
+    if (floats == nullptr) {
+      PYPPO_LANES(i) buffer[i] = T(0);
+      return buffer;
+    }
+    const T* first = static_cast<const T*>(floats) + rows.first;
+    if (rows.all_live) return first;
+    load_tile<L>(buffer, first, rows.count, 1);
+    clear_dead(buffer, rows, 1);
+    return buffer;
   }
 
   const LossArgs& a_;
+  const BatchMoments& moments_;
   const math::SurrogateOptions<T> options_;
-  const T inverse_;
-  const double mean_, scale_;
+  const bool plain_;
   alignas(64) T sums_[num_sums][L] = {};
 };
 

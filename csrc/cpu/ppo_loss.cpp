@@ -26,7 +26,7 @@ RowErrors loss_block(const PpoLossArgs& a, const BatchMoments& moments, int64_t 
   const bool with_old = a.old_logits != nullptr || a.old_mean != nullptr;
   Tile<T, L> tile(a.dist, with_old);
   tile.differentiate_kl = with_old && a.loss.objective == Objective::kl;
-  LossTile<T, L> loss(a.loss, moments);
+  LossTile<T, L> loss(a.loss, moments, with_old);
   for (int64_t row = first; row < end; row += L) {
     const LossRows<T, L> r = loss_rows<T, L>(a.loss, row, end);
     TileTerms<T, L> terms;

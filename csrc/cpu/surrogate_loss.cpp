@@ -20,7 +20,7 @@ inline void store(void* floats, const T* tile, const TileRows<L>& rows) {
 
 template <class T, int L>
 void loss_block(const SurrogateLossArgs& a, const BatchMoments& moments, int64_t first, int64_t end, double* sums) {
-  LossTile<T, L> loss(a.loss, moments);
+  LossTile<T, L> loss(a.loss, moments, a.kl != nullptr);
   for (int64_t row = first; row < end; row += L) {
     const LossRows<T, L> r = loss_rows<T, L>(a.loss, row, end);
     TileTerms<T, L> terms;

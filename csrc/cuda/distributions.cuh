@@ -73,7 +73,8 @@ __device__ Softmax<T> softmax(const Row& logit, int begin, int end) {
     weighted += math::categorical_weighted(e, shifted);
   }
   sum = Team::sum(sum);
-  return {largest, sum, math::log(sum), math::categorical_entropy(sum, Team::sum(weighted))};
+  const T log_sum = math::log(sum);
+  return {largest, sum, log_sum, math::categorical_entropy(log_sum, Team::sum(weighted) / sum)};
 }
 
 // One or more categoricals side by side. T: arithmetic; S: what the row is stored as, T in a tile.

@@ -73,7 +73,8 @@ __device__ Softmax<T> ordered_softmax(const Row& logit, int begin, int end) {
     add_in_order<Team>(sum, e, count);
     add_in_order<Team>(weighted, math::categorical_weighted(e, shifted), count);
   }
-  return {largest, sum, math::log(sum), math::categorical_entropy(sum, weighted)};
+  const T log_sum = math::log(sum);
+  return {largest, sum, log_sum, math::categorical_entropy(log_sum, weighted / sum)};
 }
 
 // The first action whose logit is the largest.

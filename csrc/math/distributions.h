@@ -17,8 +17,8 @@ PYPPO_FN T categorical_weighted(T exponential, T shifted) {
 }
 
 template <class T>
-PYPPO_FN T categorical_entropy(T sum, T weighted_sum) {
-  return math::log(sum) - weighted_sum / sum;
+PYPPO_FN T categorical_entropy(T log_sum, T weighted_mean) {
+  return log_sum - weighted_mean;
 }
 
 // One action's share of KL(old || new) = sum q_j (log q_j - log p_j).
@@ -27,13 +27,19 @@ PYPPO_FN T categorical_kl(T old_probability, T old_logp, T logp) {
   return old_probability > T(0) ? old_probability * (old_logp - logp) : T(0);
 }
 
+// d/dl_j of  g_logp log p_a + g_entropy H.
+template <class T>
+PYPPO_FN T categorical_gradient(T probability, T logp, bool chosen, T entropy, T g_logp, T g_entropy) {
+  const T from_all = probability > T(0) ? probability * (g_logp + g_entropy * (logp + entropy)) : T(0);
+  return (chosen ? g_logp : T(0)) - from_all;
+}
+
 // d/dl_j of  g_logp log p_a + g_entropy H + g_kl KL(old || new).
 template <class T>
 PYPPO_FN T categorical_gradient(T probability, T logp, bool chosen, T entropy, T old_probability, T g_logp, T g_entropy,
                                 T g_kl) {
-  const T from_logp = g_logp * ((chosen ? T(1) : T(0)) - probability);
-  const T from_entropy = probability > T(0) ? -g_entropy * probability * (logp + entropy) : T(0);
-  return from_logp + from_entropy + g_kl * (probability - old_probability);
+  return categorical_gradient(probability, logp, chosen, entropy, g_logp, g_entropy) +
+         g_kl * (probability - old_probability);
 }
 
 // Bernoulli, one bit from its logit l: log p(1) = -softplus(-l), log p(0) = -softplus(l). Infinite logits are sure

@@ -31,7 +31,7 @@ struct Limits<float> {
   static constexpr float ln2_high = 0.693115234375f;
   static constexpr float ln2_low = 3.19461848e-05f;
   static constexpr float exp_min = -87.3365447f;       // log of the smallest normal number
-  static constexpr float exp_max = 88.8f;              // just past the overflow
+  static constexpr float exp_max = 88.7228317f;        // just below the log of the largest number
   static constexpr float mantissa_scale = 8388608.0f;  // 2^23
   static constexpr Bits sqrt_half_bits = 0x3f3504f3u;
   static constexpr Bits one_bits = 0x3f800000u;
@@ -47,7 +47,7 @@ struct Limits<double> {
   static constexpr double ln2_high = 0.6931467056274414;
   static constexpr double ln2_low = 4.7493250390316723e-07;
   static constexpr double exp_min = -708.3964185322641;
-  static constexpr double exp_max = 709.8;
+  static constexpr double exp_max = 709.78271289338386;
   static constexpr double mantissa_scale = 4503599627370496.0;  // 2^52
   static constexpr Bits sqrt_half_bits = 0x3fe6a09e667f3bcdull;
   static constexpr Bits one_bits = 0x3ff0000000000000ull;
@@ -104,24 +104,60 @@ PYPPO_FN double log_tail(double z) {
   return p * z + 0.66666666666666666;
 }
 
+// e^x as p 2^n, sqrt(1/2) <= p <= sqrt(2). `shifted` is n + magic, whose lowest bits are n plus what `magic` exceeds
+// round_magic by.
+template <class T>
+struct ExpParts {
+  T p, shifted;
+};
+
+template <class T>
+PYPPO_FN ExpParts<T> exp_parts(T x, T magic) {
+  using L = Limits<T>;
+  const T shifted = x * T(1.4426950408889634) + magic;
+  const T n = shifted - magic;
+  const T r = (x - n * L::ln2_high) - n * L::ln2_low;
+  return {(exp_tail(r) * r + T(1)) * r + T(1), shifted};
+}
+
 template <class T>
 PYPPO_FN T exp(T x) {
   using L = Limits<T>;
   using Bits = typename L::Bits;
-  T c = x > L::exp_max ? L::exp_max : x;
-  c = c < L::exp_min ? L::exp_min : c;
-  const T shifted = c * T(1.4426950408889634) + L::round_magic;
-  const T n = shifted - L::round_magic;
-  const T r = (c - n * L::ln2_high) - n * L::ln2_low;
-  const T p = r * r * exp_tail(r) + r + T(1);
-  // 2^n in two factors: n may be one past the largest exponent.
-  // Biased by twice the exponent's bias, the halves' sum is positive and the shift needs no sign.
-  const Bits k = bit_cast<Bits>(shifted) - bit_cast<Bits>(T(L::round_magic)) + Bits(2 * L::exponent_bias);
-  const Bits half = k >> 1;
-  const T scale_a = bit_cast<T>(half << L::mantissa_bits);
-  const T scale_b = bit_cast<T>((k - half) << L::mantissa_bits);
-  const T y = p * scale_a * scale_b;
-  return x < L::exp_min ? T(0) : y;  // NaN compares false and stays NaN
+  const ExpParts<T> e = exp_parts(x, L::round_magic);
+  // Added to p's exponent, n may be one past the largest, where p < 1.
+  const T y = bit_cast<T>(bit_cast<Bits>(e.p) + (bit_cast<Bits>(e.shifted) << L::mantissa_bits));
+  const T infinity = bit_cast<T>(Bits(2 * L::exponent_bias + 1) << L::mantissa_bits);
+  const T finite = x <= L::exp_max ? y : x + infinity;  // NaN stays NaN
+  return x < L::exp_min ? T(0) : finite;
+}
+
+// The same for x <= 0: 2^n is a normal number, and NaN times it NaN.
+template <class T>
+PYPPO_FN T exp_nonpositive(T x) {
+  using L = Limits<T>;
+  const ExpParts<T> e = exp_parts(x, T(L::round_magic + L::exponent_bias));
+  const T y = e.p * bit_cast<T>(bit_cast<typename L::Bits>(e.shifted) << L::mantissa_bits);
+  return x < L::exp_min ? T(0) : y;
+}
+
+// log of the number with these bits, less log(2) times `surplus`: positive, normal and finite.
+template <class T>
+PYPPO_FN T log_of_bits(typename Limits<T>::Bits bits, T surplus) {
+  using L = Limits<T>;
+  using Bits = typename L::Bits;
+  // The exponent, biased so that the shift is unsigned, becomes a number by writing it under the exponent of 2^m:
+  // AVX2 has neither an arithmetic shift nor a conversion of 64-bit integers.
+  const Bits biased = (bits - L::sqrt_half_bits + L::one_bits) >> L::mantissa_bits;
+  const T exponent =
+      bit_cast<T>(biased | bit_cast<Bits>(T(L::mantissa_scale))) - (L::mantissa_scale + L::exponent_bias);
+  const T m = bit_cast<T>(bits - (biased << L::mantissa_bits) + L::one_bits);
+  const T n = exponent - surplus;
+  const T f = m - T(1);
+  const T s = f / (T(2) + f);
+  const T z = s * s;
+  // f - s (f - z R) equals 2 s + s z R without the rounding of 2 s.
+  return n * L::ln2_high + (f - (s * (f - z * log_tail(z)) - n * L::ln2_low));
 }
 
 template <class T>
@@ -129,29 +165,24 @@ PYPPO_FN T log(T x) {
   using L = Limits<T>;
   using Bits = typename L::Bits;
   const bool subnormal = x < L::smallest_normal;
-  const Bits bits = bit_cast<Bits>(subnormal ? x * L::mantissa_scale : x);
-  // The exponent, biased so that the shift is unsigned, becomes a number by writing it under the exponent of 2^m:
-  // AVX2 has neither an arithmetic shift nor a conversion of 64-bit integers.
-  const Bits biased = (bits - L::sqrt_half_bits + L::one_bits) >> L::mantissa_bits;
-  const T exponent =
-      bit_cast<T>(biased | bit_cast<Bits>(T(L::mantissa_scale))) - (L::mantissa_scale + L::exponent_bias);
-  const T m = bit_cast<T>(bits - (biased << L::mantissa_bits) + L::one_bits);
-  const T n = exponent - (subnormal ? T(L::mantissa_bits) : T(0));
-  const T f = m - T(1);
-  const T s = f / (T(2) + f);
-  const T z = s * s;
-  // f - s (f - z R) equals 2 s + s z R without the rounding of 2 s.
-  const T y = n * L::ln2_high + (f - (s * (f - z * log_tail(z)) - n * L::ln2_low));
+  const T y =
+      log_of_bits(bit_cast<Bits>(subnormal ? x * L::mantissa_scale : x), subnormal ? T(L::mantissa_bits) : T(0));
   const T infinity = bit_cast<T>(Bits(2 * L::exponent_bias + 1) << L::mantissa_bits);
   const T finite = x > T(0) ? y : (x == T(0) ? -infinity : infinity - infinity);
   return x < infinity ? finite : x;  // +inf and NaN pass through
+}
+
+// The same for x >= 1 and finite, or NaN, which stays NaN.
+template <class T>
+PYPPO_FN T log_above_one(T x) {
+  return log_of_bits(bit_cast<typename Limits<T>::Bits>(x), T(0)) + (x - x);
 }
 
 // log(1 + y) for y >= 0.
 template <class T>
 PYPPO_FN T log1p(T y) {
   const T u = T(1) + y;
-  return math::log(u) + (y - (u - T(1))) / u;
+  return math::log_above_one(u) + (y - (u - T(1))) / u;
 }
 
 template <class T>
@@ -162,14 +193,14 @@ PYPPO_FN T abs(T x) {
 // 1 / (1 + e^-x), from e^-|x| so that it never overflows.
 template <class T>
 PYPPO_FN T sigmoid(T x) {
-  const T e = math::exp(-math::abs(x));
+  const T e = math::exp_nonpositive(-math::abs(x));
   return (x < T(0) ? e : T(1)) / (T(1) + e);
 }
 
 // log(1 + e^x).
 template <class T>
 PYPPO_FN T softplus(T x) {
-  return (x > T(0) ? x : T(0)) + math::log1p(math::exp(-math::abs(x)));
+  return (x > T(0) ? x : T(0)) + math::log1p(math::exp_nonpositive(-math::abs(x)));
 }
 
 // sin(r pi / 2) / r and cos(r pi / 2) in q = r^2, |r| <= 1/2.
