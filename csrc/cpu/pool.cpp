@@ -6,6 +6,7 @@
 #endif
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <exception>
@@ -23,6 +24,22 @@ namespace {
 
 constexpr double worthwhile_microseconds = 100;
 constexpr int max_threads = 256;
+// How long a thread watches for the next region, or for a region's last task, before it parks: about what a wake costs,
+// so that calls in close succession pay for none and a core is never held for longer than one would have taken.
+constexpr auto watch_time = std::chrono::microseconds(50);
+
+template <class F>
+void watch_for(F&& happened) {
+  const auto end = std::chrono::steady_clock::now() + watch_time;
+  do {
+    for (int i = 0; i < 16; ++i) {
+      if (happened()) return;
+#if defined(__x86_64__) || defined(__i386__)
+      __builtin_ia32_pause();
+#endif
+    }
+  } while (std::chrono::steady_clock::now() < end);
+}
 
 int default_threads() {
   if (const char* text = std::getenv("PYPPO_NUM_THREADS")) {
@@ -80,16 +97,23 @@ class Pool {
   int wanted() const { return wanted_; }
 
   void run(Job& job) {
+    bool parked;
     {
       std::lock_guard<std::mutex> lock(mutex_);
       job_ = &job;
       ++generation_;
+      parked = parked_ > 0;
     }
-    wake_.notify_all();
+    if (parked) wake_.notify_all();
     job.work();
     // A worker that never woke holds no reference to the job; one that did is counted until it lets go.
     std::unique_lock<std::mutex> lock(mutex_);
     job_ = nullptr;
+    if (active_ > 0) {
+      lock.unlock();
+      watch_for([this] { return active_ == 0; });
+      lock.lock();
+    }
     done_.wait(lock, [this] { return active_ == 0; });
   }
 
@@ -98,7 +122,12 @@ class Pool {
     uint64_t seen = 0;
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
+      lock.unlock();
+      watch_for([&] { return closing_ || generation_ != seen; });
+      lock.lock();
+      ++parked_;
       wake_.wait(lock, [&] { return closing_ || (job_ != nullptr && generation_ != seen); });
+      --parked_;
       if (closing_) return;
       seen = generation_;
       Job* job = job_;
@@ -115,9 +144,11 @@ class Pool {
   std::mutex mutex_;
   std::condition_variable wake_, done_;
   Job* job_ = nullptr;
-  uint64_t generation_ = 0;
-  int active_ = 0;
-  bool closing_ = false;
+  int parked_ = 0;
+  // Written under the mutex, watched without it.
+  std::atomic<uint64_t> generation_{0};
+  std::atomic<int> active_{0};
+  std::atomic<bool> closing_{false};
 };
 
 // All that must be new in a forked child: the parent's workers do not exist there, and its locks may be held.

@@ -1,5 +1,5 @@
 // The kernels' threads. Not OpenMP: its workers spin for milliseconds after a region, on the core that the
-// environments need, and a forked child hangs on workers that it does not have.
+// environments need, where these spin for 50 us; and a forked child hangs on workers that it does not have.
 #pragma once
 
 #include <cstddef>
