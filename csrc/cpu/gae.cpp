@@ -78,47 +78,62 @@ void wide_strip(const Arrays<T>& a, int64_t first, int64_t count, bool stream) {
   if (stream) stream_fence();
 }
 
-// Few columns, all rows valid: the TD errors of a block need no recursion and vectorise over its rows and columns
-// alike; what remains is one multiply-add a row.
-template <class T>
+// Few columns: the TD errors of a block need no recursion, but for the next valid row's value where some are not, and
+// vectorise over its rows and columns alike; what remains is one multiply-add a row.
+template <bool has_valid, class T>
 void narrow_blocks(const Arrays<T>& a) {
   const int64_t width = a.num_envs;
   alignas(64) T delta[block_rows * narrow];
   alignas(64) uint8_t cut[block_rows * narrow];
   alignas(64) T trace[narrow] = {};
+  alignas(64)
+      T next[has_valid ? (block_rows + 1) * narrow : 1];  // each row's next valid value, the last row's after it
+  if constexpr (has_valid) memcpy(next, a.values + a.num_steps * width, size_t(width) * sizeof(T));
   const T gamma = a.gamma, gamma_lambda = a.gamma_lambda;
   for (int64_t end = a.num_steps; end > 0;) {
     const int64_t begin = end > block_rows ? end - block_rows : 0;
     const int64_t offset = begin * width, size = (end - begin) * width;
     const T *rewards = a.rewards + offset, *values = a.values + offset, *finals = a.finals + offset;
     const uint8_t *terminated = a.terminated + offset, *truncated = a.truncated + offset;
+    const uint8_t* valid = has_valid ? a.valid + offset : nullptr;
+    const T* next_values = values + width;
+    if constexpr (has_valid) {
+      // The row before the block's first is the next block's last.
+      for (int64_t n = 0; n < width; ++n) next[size + n] = next[n];
+      for (int64_t i = size - 1; i >= 0; --i) next[i] = valid[i] != 0 ? values[i] : next[i + width];
+      next_values = next + width;
+    }
 #pragma GCC ivdep
     for (int64_t i = 0; i < size; ++i) {
-      delta[i] = math::gae_delta(rewards[i], values[i], values[i + width], finals[i], terminated[i] != 0,
+      delta[i] = math::gae_delta(rewards[i], values[i], next_values[i], finals[i], terminated[i] != 0,
                                  truncated[i] != 0, gamma);
       cut[i] = terminated[i] | truncated[i];
     }
     if (width == 1) {
       T carry = trace[0];
       for (int64_t i = size - 1; i >= 0; --i) {
-        carry = math::gae_advantage(delta[i], carry, cut[i] != 0, gamma_lambda);
-        delta[i] = carry;
+        const T advantage = math::gae_advantage(delta[i], carry, cut[i] != 0, gamma_lambda);
+        carry = has_valid && valid[i] == 0 ? carry : advantage;
+        delta[i] = advantage;
       }
       trace[0] = carry;
     } else {
       for (int64_t i = size - width; i >= 0; i -= width) {
 #pragma GCC ivdep
         for (int64_t n = 0; n < width; ++n) {
-          trace[n] = math::gae_advantage(delta[i + n], trace[n], cut[i + n] != 0, gamma_lambda);
-          delta[i + n] = trace[n];
+          const T advantage = math::gae_advantage(delta[i + n], trace[n], cut[i + n] != 0, gamma_lambda);
+          trace[n] = has_valid && valid[i + n] == 0 ? trace[n] : advantage;
+          delta[i + n] = advantage;
         }
       }
     }
     T *advantages = a.advantages + offset, *returns = a.returns + offset;
 #pragma GCC ivdep
     for (int64_t i = 0; i < size; ++i) {
-      advantages[i] = delta[i];
-      returns[i] = delta[i] + values[i];
+      const bool live = has_valid ? valid[i] != 0 : true;
+      const T value = values[i];
+      advantages[i] = live ? delta[i] : T(0);
+      returns[i] = live ? delta[i] + value : T(0);
     }
     end = begin;
   }
@@ -129,7 +144,7 @@ void gae_of(const GaeArgs& args) {
   const Arrays<T> a(args);
   const int64_t elements = a.num_steps * a.num_envs;
   const bool small = elements <= narrow_elements || a.num_envs == 1;
-  if (a.valid == nullptr && a.num_envs <= narrow && small) return narrow_blocks(a);
+  if (a.num_envs <= narrow && small) return a.valid != nullptr ? narrow_blocks<true>(a) : narrow_blocks<false>(a);
   const bool stream = elements * 2 * int64_t(sizeof(T)) > stream_bytes;
   // Columns are independent, so the split may follow the number of threads without changing a bit.
   int64_t width = (a.num_envs + get_num_threads() - 1) / get_num_threads();
