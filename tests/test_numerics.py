@@ -250,6 +250,11 @@ def test_scalar_limits(scalar_library: ctypes.CDLL, dtype: type) -> None:
     for name, (inputs, outputs) in cases.items():
         found = evaluate(scalar_library, name, np.array(inputs, dtype))
         np.testing.assert_array_equal(found, np.array(outputs, dtype), err_msg=name)
+    largest = np.log(np.finfo(dtype).max)
+    around = np.array([np.nextafter(largest, dtype(0)), largest + dtype(1e-3), -largest, dtype(-1.5) * largest], dtype)
+    with np.errstate(over="ignore"):
+        np.testing.assert_allclose(evaluate(scalar_library, "exp", around)[:2], [np.finfo(dtype).max, inf], rtol=1e-4)
+    assert (evaluate(scalar_library, "exp", around)[2:] == 0).all()
     for name in ("exp", "log", "sigmoid", "softplus"):
         assert np.isnan(evaluate(scalar_library, name, np.array([nan], dtype))).all(), name
     assert np.isnan(evaluate(scalar_library, "log", np.array([-1.0, -inf], dtype))).all()

@@ -100,6 +100,14 @@ def test_matches_reference_at_every_family_and_objective(family: str, objective:
     check_against_reference(case, dtype)
 
 
+@pytest.mark.parametrize("batch", [64, 150])
+@pytest.mark.parametrize("width", [*range(1, 13), 18])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_matches_reference_at_every_narrow_width(family: str, width: int, batch: int) -> None:
+    """Whole tiles take other paths than the last, and four columns others than five."""
+    check_against_reference(loss_case(3, family, batch, width, {**PLAIN, "norm_adv": True}), torch.float32)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_matches_reference_on_a_large_batch(family: str) -> None:
     """Large enough for several threads."""

@@ -115,13 +115,17 @@ inline void store_four(float* __restrict rows, const float* __restrict tile) {
 }
 
 // Any other width: blocks of eight rows by eight columns.
+inline __m256i first_columns(int count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
 // The first column of the eight-column block that begins at j: the last block overlaps the one before.
 inline int64_t block_column(int64_t j, int64_t width) { return width >= 8 && j + 8 > width ? width - 8 : j; }
 
 template <int L>
 inline void load_blocks(float* __restrict tile, const float* __restrict rows, int64_t width) {
   const int columns = width < 8 ? int(width) : 8;
-  const __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(columns), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  const __m256i mask = first_columns(columns);
   for (int i = 0; i < L; i += 8) {
     // Eight floats from a narrow row on reach into the rows after it; of the tile's last rows, beyond its end.
     const bool masked = width < 8 && i + 8 == L;
@@ -142,19 +146,18 @@ inline void load_blocks(float* __restrict tile, const float* __restrict rows, in
 template <int L>
 inline void store_blocks(float* __restrict rows, const float* __restrict tile, int64_t width) {
   const int columns = width < 8 ? int(width) : 8;
+  const __m256i mask = first_columns(columns);
   for (int i = 0; i < L; i += 8)
     for (int64_t next = 0; next < width; next += 8) {
       const int64_t j = block_column(next, width);
       __m256 block[8];
       for (int k = 0; k < 8; ++k) block[k] = k < columns ? _mm256_load_ps(tile + (j + k) * L + i) : _mm256_setzero_ps();
       transpose_8x8(block);
-      // A narrow row's eight floats spill into the next row, which is written after it; the tile's last must not.
-      const int whole = width < 8 && i + 8 == L ? 7 : 8;
+      // A narrow row's eight floats spill into the rows after it, which are written later; those of the tile's last
+      // rows (two, since no row has fewer than three) would spill beyond its end.
+      const int whole = width < 8 && i + 8 == L ? 6 : 8;
       for (int k = 0; k < whole; ++k) _mm256_storeu_ps(rows + (i + k) * width + j, block[k]);
-      if (whole == 8) continue;
-      alignas(32) float last[8];
-      _mm256_store_ps(last, block[7]);
-      for (int c = 0; c < columns; ++c) rows[(L - 1) * width + c] = last[c];
+      for (int k = whole; k < 8; ++k) _mm256_maskstore_ps(rows + (i + k) * width + j, mask, block[k]);
     }
 }
 #else
