@@ -141,7 +141,7 @@ class LossTile {
 
  private:
   // `plain`: the clipped loss without extras, weights and KL, as most runs have it. Two thirds of the general one's
-  // time.
+  // instructions.
   template <bool plain>
   void compute(const LossRows<T, L>& r, const TileTerms<T, L>& terms, TileGradients<T, L>& g) {
     alignas(64) T buffers[6][L];

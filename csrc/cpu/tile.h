@@ -114,12 +114,12 @@ inline void store_four(float* __restrict rows, const float* __restrict tile) {
   }
 }
 
-// Any other width: blocks of eight rows by eight columns.
 inline __m256i first_columns(int count) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 
-// The first column of the eight-column block that begins at j: the last block overlaps the one before.
+// Any other width: blocks of eight rows by eight columns. The first column of the one that begins at j: the last block
+// overlaps the one before.
 inline int64_t block_column(int64_t j, int64_t width) { return width >= 8 && j + 8 > width ? width - 8 : j; }
 
 template <int L>
