@@ -4,8 +4,6 @@
 
 namespace pyppo::bindings {
 
-using namespace py::literals;
-
 namespace {
 
 // The arguments that every loss has, as Python passes them.
@@ -270,15 +268,15 @@ py::tuple surrogate_loss_grad(py::handle logp_, py::handle old_logp, py::handle 
 }  // namespace
 
 void bind_losses(py::module_& m) {
-  m.def("ppo_loss_grad", &ppo_loss_grad, "distribution"_a, "logits"_a, "mean"_a, "log_std"_a, "nvec"_a, "action_mask"_a,
-        "actions"_a, "old_logp"_a, "advantages"_a, "values"_a, "old_values"_a, "returns"_a, "weights"_a,
-        "denominator"_a, "old_logits"_a, "old_mean"_a, "old_log_std"_a, "objective"_a, "clip_coef"_a,
-        "clip_coef_high"_a, "dual_clip"_a, "value_clip_coef"_a, "kl_coef"_a, "ent_coef"_a, "vf_coef"_a, "norm_adv"_a,
-        "errors"_a, "attached"_a, py::pos_only());
-  m.def("surrogate_loss_grad", &surrogate_loss_grad, "logp"_a, "old_logp"_a, "advantages"_a, "entropy"_a, "values"_a,
-        "old_values"_a, "returns"_a, "kl"_a, "weights"_a, "denominator"_a, "objective"_a, "clip_coef"_a,
-        "clip_coef_high"_a, "dual_clip"_a, "value_clip_coef"_a, "kl_coef"_a, "ent_coef"_a, "vf_coef"_a, "norm_adv"_a,
-        "attached"_a, py::pos_only());
+  define<ppo_loss_grad>(
+      m, "ppo_loss_grad",
+      "distribution, logits, mean, log_std, nvec, action_mask, actions, old_logp, advantages, values, old_values, "
+      "returns, weights, denominator, old_logits, old_mean, old_log_std, objective, clip_coef, clip_coef_high, "
+      "dual_clip, value_clip_coef, kl_coef, ent_coef, vf_coef, norm_adv, errors, attached");
+  define<surrogate_loss_grad>(
+      m, "surrogate_loss_grad",
+      "logp, old_logp, advantages, entropy, values, old_values, returns, kl, weights, denominator, objective, "
+      "clip_coef, clip_coef_high, dual_clip, value_clip_coef, kl_coef, ent_coef, vf_coef, norm_adv, attached");
 }
 
 }  // namespace pyppo::bindings

@@ -4,8 +4,6 @@
 
 namespace pyppo::bindings {
 
-using namespace py::literals;
-
 namespace {
 
 py::tuple sample(py::handle distribution, py::handle logits, py::handle mean, py::handle log_std, py::handle nvec,
@@ -58,8 +56,9 @@ py::tuple sample(py::handle distribution, py::handle logits, py::handle mean, py
 }  // namespace
 
 void bind_sample(py::module_& m) {
-  m.def("sample", &sample, "distribution"_a, "logits"_a, "mean"_a, "log_std"_a, "nvec"_a, "action_mask"_a, "seed"_a,
-        "step"_a, "row_offset"_a, "deterministic"_a, "errors"_a, py::pos_only());
+  define<sample>(
+      m, "sample",
+      "distribution, logits, mean, log_std, nvec, action_mask, seed, step, row_offset, deterministic, errors");
 }
 
 }  // namespace pyppo::bindings
