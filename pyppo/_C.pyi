@@ -23,7 +23,7 @@ def gae(
     /,
 ) -> tuple[Any, Any]: ...
 
-# Returns (loss, stats [8], d_logits, d_mean, d_log_std, d_values); loss is None on CUDA, where it is stats[0].
+# Returns (loss, stats [8], (d_logits, d_mean, d_log_std, d_values)); loss is None on CUDA, where it is stats[0].
 def ppo_loss_grad(
     distribution: str | None,
     logits: Tensor | None,
@@ -54,9 +54,9 @@ def ppo_loss_grad(
     errors: Callable[[int], Tensor] | None,
     attached: bool,
     /,
-) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]: ...
+) -> tuple[Tensor | None, Tensor, tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]]: ...
 
-# Returns (loss, stats [8], d_logp, d_entropy, d_values, d_kl); loss is None on CUDA, where it is stats[0].
+# Returns (loss, stats [8], (d_logp, d_entropy, d_values, d_kl)); loss is None on CUDA, where it is stats[0].
 def surrogate_loss_grad(
     logp: Tensor,
     old_logp: Tensor,
@@ -79,7 +79,7 @@ def surrogate_loss_grad(
     norm_adv: bool,
     attached: bool,
     /,
-) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]: ...
+) -> tuple[Tensor | None, Tensor, tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]]: ...
 
 # Returns (actions, logp, entropy).
 def sample(

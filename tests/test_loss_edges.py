@@ -212,6 +212,16 @@ def test_normalised_advantages_with_a_large_mean() -> None:
     assert loss.item() == pytest.approx(exact.item(), abs=1e-7)
 
 
+def test_a_graph_is_freed_by_its_backward() -> None:
+    """As any other of torch's: the gradients go with it, unless it is retained."""
+    logits = torch.randn(5, 3, requires_grad=True)
+    actions, zeros = torch.zeros(5, dtype=torch.int64), torch.zeros(5)
+    loss, _ = ops.ppo_loss(logits=logits, actions=actions, old_logp=zeros, advantages=torch.randn(5))
+    loss.backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+
+
 def test_a_kept_gradient_is_not_written_by_a_second_backward() -> None:
     """backward() hands out its own buffers where the upstream gradient is 1; accumulation must not reach into them."""
     logits = torch.randn(5, 3, requires_grad=True)

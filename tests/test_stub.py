@@ -44,8 +44,8 @@ def test_stub_and_function_have_the_same_arguments(name: str) -> None:
     assert [a.arg for a in stub.posonlyargs] == [a.arg for a in found.posonlyargs]
     for ours, theirs in zip(stub.posonlyargs, found.posonlyargs, strict=True):
         assert ours.annotation, ours.arg
-        ours_type, theirs_type = ast.unparse(ours.annotation), ast.unparse(theirs.annotation) if theirs.annotation else ""
-        wanted = PLAIN.get(theirs_type, ours_type)
+        ours_type, theirs_type = ast.unparse(ours.annotation), theirs.annotation and ast.unparse(theirs.annotation)
+        wanted = PLAIN.get(theirs_type or "", ours_type)
         assert ours_type == wanted, f"{ours.arg} is {ours_type} in the stub, {theirs_type} in the module"
 
 

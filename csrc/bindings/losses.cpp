@@ -80,6 +80,7 @@ LossArgs check_loss(const LossInputs& in, const LossOptions& options, const Tens
   for (const Borrow* t :
        {&in.old_logp, &in.advantages, &in.values, &in.old_values, &in.returns, &in.weights, &in.denominator})
     require_same_device(*t, network);
+  require_non_negative(in.denominator);
 
   LossArgs args{};
   read_options(args, options);
@@ -117,13 +118,15 @@ class LossOutputs {
   void* data(int i) const { return i < 0 ? nullptr : out_.data(i); }
   void* stats() const { return out_.data(stats_); }
 
-  // (loss, metrics, the gradients asked for). On CUDA the loss is None: the caller makes a view of the metrics.
+  // (loss, metrics, (the gradients asked for)). On CUDA the loss is None: the caller makes a view of the metrics.
   py::tuple take_all(std::initializer_list<int> gradients) {
     if (on_cpu_) memcpy(out_.data(loss_), out_.data(stats_), size_t(itemsize_));
-    py::tuple results(2 + gradients.size());
+    py::tuple results(3), grads(gradients.size());
     size_t at = 0;
-    for (int i : {loss_, stats_}) results[at++] = take(i);
-    for (int i : gradients) results[at++] = take(i);
+    for (int i : gradients) grads[at++] = take(i);
+    results[0] = take(loss_);
+    results[1] = take(stats_);
+    results[2] = std::move(grads);
     return results;
   }
 
