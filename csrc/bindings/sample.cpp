@@ -19,6 +19,10 @@ py::tuple sample(py::handle distribution, py::handle logits, py::handle mean, py
   require_dtype(steps, {kInt64});
   require_shape(steps, {batch}, "[B]");
   require_same_device(steps, network);
+  if (!steps->is_cuda())
+    for (int64_t row = 0; row < steps->numel(); ++row)
+      if (steps->as<int64_t>()[row] < 0)
+        detail::fail("step", "is negative in row " + std::to_string(row), "be at least 0");
   SampleArgs args{};
   if (number) args.step = int64_t(integer_of(step, "step", INT64_MAX));
   const uint64_t max_rows = uint64_t(1) << 32;  // a row's number is one word of the noise's counter

@@ -28,6 +28,7 @@ py::object adam(py::handle params_, py::handle grads_, py::handle exp_avg_, py::
   for (const Borrow* t : {&step, &skip, &rate})
     if (*t && (*t)->numel() != 1) require_shape(*t, {1}, "one element");
   for (const Borrow* t : {&grads, &exp_avg, &exp_avg_sq, &step, &skip, &rate}) require_same_device(*t, params);
+  require_non_negative(rate);
   for (const Borrow* out : {&params, &exp_avg, &exp_avg_sq})
     for (const Borrow* other : {&params, &grads, &exp_avg, &exp_avg_sq})
       if (out != other) require_disjoint(*out, *other);
