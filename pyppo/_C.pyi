@@ -81,6 +81,9 @@ def surrogate_loss_grad(
     /,
 ) -> tuple[Tensor | None, Tensor, tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]]: ...
 
+# Whether a floating scalar is exactly 1; False where that is not to be read without a wait.
+def is_one(scalar: Tensor, /) -> bool: ...
+
 # Returns (actions, logp, entropy).
 def sample(
     distribution: str | None,

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
+from pyppo._C import is_one
+
 __all__ = ["differentiable", "refuse_grad", "refuse_tangents"]
 
 
@@ -34,7 +36,7 @@ class _Loss(torch.autograd.Function):
 
 
 def _scale(ctx: Any, by: Tensor) -> tuple[Any, ...]:
-    if not by.is_cuda and by.item() == 1.0:  # loss.backward() itself: spare a pass over the gradients
+    if is_one(by):  # loss.backward() itself: spare a pass over the gradients
         return (None, *ctx.saved_tensors)
     scaled = zip(ctx.saved_tensors, ctx.needs_input_grad[1:], strict=True)
     return (None, *[grad * by if need else None for grad, need in scaled])

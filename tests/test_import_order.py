@@ -28,7 +28,7 @@ SIBLINGS = {
     "policy": {"actions", "normalize"},  # a policy owns its action distribution and its observation statistics
 }
 ONLY_IMPORTER = {
-    "_C": {"library", "ops"},
+    "_C": {"autograd", "library", "ops"},
     "autograd": {"ops"},
     "library": {"ops"},
     "reference": set(),

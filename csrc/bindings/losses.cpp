@@ -268,6 +268,18 @@ py::tuple surrogate_loss_grad(py::handle logp_, py::handle old_logp, py::handle 
   return out.take_all({d_logp, d_entropy, d_values, d_kl});
 }
 
+// Whether a floating scalar is exactly 1; false where that cannot be read, or not without waiting for a device.
+py::bool_ is_one(py::handle scalar_) {
+  try {
+    const Borrow scalar(scalar_.ptr(), "scalar", Access::read_attached);
+    if (scalar->is_cuda() || scalar->numel() != 1) return false;
+    return scalar->is_float64() ? *scalar->as<double>() == 1 : scalar->is_float32() && *scalar->as<float>() == 1;
+  } catch (const TypeError&) {
+  } catch (const std::invalid_argument&) {
+  }
+  return false;
+}
+
 }  // namespace
 
 void bind_losses(py::module_& m) {
@@ -280,6 +292,7 @@ void bind_losses(py::module_& m) {
       m, "surrogate_loss_grad",
       "logp, old_logp, advantages, entropy, values, old_values, returns, kl, weights, denominator, objective, "
       "clip_coef, clip_coef_high, dual_clip, value_clip_coef, kl_coef, ent_coef, vf_coef, norm_adv, attached");
+  define<is_one>(m, "is_one", "scalar");
 }
 
 }  // namespace pyppo::bindings
