@@ -132,10 +132,10 @@ def gae(
 
 
 def _pair(out: Any, kind: type) -> tuple[Any, Any]:
-    if not isinstance(out, (tuple, list)) or len(out) != 2 or not all(isinstance(x, kind) for x in out):
-        what = [type(x).__name__ for x in out] if isinstance(out, (tuple, list)) else type(out).__name__
-        raise TypeError(f"out is {what}; it must be a pair (advantages, returns) of {kind.__name__}")
-    return out[0], out[1]
+    if isinstance(out, (tuple, list)) and len(out) == 2 and isinstance(out[0], kind) and isinstance(out[1], kind):
+        return out[0], out[1]
+    what = [type(x).__name__ for x in out] if isinstance(out, (tuple, list)) else type(out).__name__
+    raise TypeError(f"out is {what}; it must be a pair (advantages, returns) of {kind.__name__}")
 
 
 def _filled(to: Tensor, new: Tensor) -> Tensor:
