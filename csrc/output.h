@@ -57,7 +57,7 @@ class OutputBlock {
       data += data_bytes(tensors_[i]);
       ++users;
     }
-    if (users) fill_block(users, round_up(meta), data);
+    if (users) fill_block(users, meta, data);
   }
 
   void* data(int i) const { return managed_[i]->tensor.data; }
@@ -99,10 +99,12 @@ class OutputBlock {
   }
 
   void fill_block(int users, size_t meta, size_t data) {
-    char* block = static_cast<char*>(std::aligned_alloc(kAlign, meta + data));
-    if (!block) throw std::bad_alloc();
-    auto* header = new (block) Header{{users}};
-    char *slot_at = block + sizeof(Header), *data_at = block + meta;
+    // malloc keeps freed blocks of this size at hand, aligned_alloc does not
+    void* memory = std::malloc(meta + data + kAlign - 1);
+    if (!memory) throw std::bad_alloc();
+    auto* header = new (memory) Header{{users}};
+    char* slot_at = static_cast<char*>(memory) + sizeof(Header);
+    char* data_at = reinterpret_cast<char*>(round_up(reinterpret_cast<uintptr_t>(memory) + meta));
     for (int i = 0; i < count_; ++i) {
       if (!is_shared(i)) continue;
       const DLTensor& t = tensors_[i];

@@ -189,22 +189,63 @@ PYPPO_COLD const DLExchangeAPI* find_exchange_api(PyTypeObject* type) {
   return api && api->tensor_from_object ? api : nullptr;
 }
 
-// NULL where the type has no exchange API of major version 1. The cache holds its types, so that no address is reused.
-inline const DLExchangeAPI* exchange_api(PyTypeObject* type) {
-  struct Entry {
-    PyTypeObject* type;
-    const DLExchangeAPI* api;
-  };
-  static Entry cache[4] = {};
+// A flag of an array, by its attribute or its method without arguments of that name. Where C implements it, as in
+// torch, the C function is called at once: the attribute protocol around it costs as much again, for each argument.
+struct Flag {
+  PyObject* name = nullptr;
+  bool is_method = false;
+  getter get = nullptr;
+  void* closure = nullptr;
+  PyCFunction method = nullptr;
+
+  bool of(PyObject* object) const {
+    PyObject* value = get         ? get(object, closure)
+                      : method    ? method(object, nullptr)
+                      : is_method ? PyObject_CallMethodNoArgs(object, name)
+                                  : PyObject_GetAttr(object, name);
+    if (!value) PyErr_Clear();  // another library's tensor, without the attribute
+    const bool result = value == Py_True;
+    Py_XDECREF(value);
+    return result;
+  }
+};
+
+PYPPO_COLD Flag find_flag(PyTypeObject* type, const char* name, bool is_method) {
+  Flag flag{interned(name), is_method};
+  PyObject* found = PyObject_GetAttr(reinterpret_cast<PyObject*>(type), flag.name);
+  if (!found) {
+    PyErr_Clear();
+  } else if (!is_method && Py_IS_TYPE(found, &PyGetSetDescr_Type)) {
+    const PyGetSetDef* def = reinterpret_cast<PyGetSetDescrObject*>(found)->d_getset;
+    flag.get = def->get;
+    flag.closure = def->closure;
+  } else if (is_method && Py_IS_TYPE(found, &PyMethodDescr_Type)) {
+    const PyMethodDef* def = reinterpret_cast<PyMethodDescrObject*>(found)->d_method;
+    if (def->ml_flags == METH_NOARGS) flag.method = def->ml_meth;
+  }
+  Py_XDECREF(found);
+  return flag;
+}
+
+// What is known of a type of arrays. `api` is NULL where it has no exchange API of major version 1.
+struct ArrayType {
+  PyTypeObject* type;
+  const DLExchangeAPI* api;
+  Flag requires_grad, is_neg;
+};
+
+// The cache holds its types, so that no address is reused, nor a C function freed.
+inline const ArrayType& array_type(PyTypeObject* type) {
+  static ArrayType cache[4] = {};
   static unsigned next = 0;
-  for (const Entry& entry : cache)
-    if (entry.type == type) return entry.api;
-  const DLExchangeAPI* api = find_exchange_api(type);
-  Entry& entry = cache[next++ % 4];
+  for (const ArrayType& entry : cache)
+    if (entry.type == type) return entry;
+  const ArrayType found{type, find_exchange_api(type), find_flag(type, "requires_grad", false),
+                        find_flag(type, "is_neg", true)};
+  ArrayType& entry = cache[next++ % 4];
   Py_INCREF(type);
   Py_XDECREF(reinterpret_cast<PyObject*>(entry.type));
-  entry = {type, api};
-  return api;
+  return entry = found;
 }
 
 inline bool is_contiguous(const DLTensor& t) {
@@ -265,7 +306,7 @@ class Borrow {
   }
 
   DLTensor exchange(PyObject* object) {
-    tensor_.api = detail::exchange_api(Py_TYPE(object));
+    tensor_.api = detail::array_type(Py_TYPE(object)).api;
     if (!tensor_.api) return exchange_capsule(object);
     DLTensor view;
     if (tensor_.api->tensor_from_object(object, &view)) detail::fail_export(object, tensor_.name);
@@ -275,20 +316,12 @@ class Borrow {
   // What torch's exchange lets through. A lazily negated tensor shows its memory un-negated; a strided one is copied,
   // and negated then.
   void check_torch_state(PyObject* object, const DLTensor& view, Access access) {
-    static PyObject* const requires_grad = detail::interned("requires_grad");
-    static PyObject* const is_neg = detail::interned("is_neg");
     if (view.dtype.code != kDLFloat && view.dtype.code != kDLBfloat) return;
-    if (access != Access::read_attached && is_true(PyObject_GetAttr(object, requires_grad)))
+    const detail::ArrayType& type = detail::array_type(Py_TYPE(object));
+    if (access != Access::read_attached && type.requires_grad.of(object))
       detail::fail(tensor_.name, "requires grad", "not, since no gradient flows to it: detach it");
-    if (detail::is_contiguous(view) && is_true(PyObject_CallMethodNoArgs(object, is_neg)))
+    if (detail::is_contiguous(view) && type.is_neg.of(object))
       detail::fail(tensor_.name, "is a lazily negated view", "be materialised, by resolve_neg()");
-  }
-
-  static bool is_true(PyObject* value) {
-    if (!value) PyErr_Clear();  // another library's tensor, without the attribute
-    const bool result = value == Py_True;
-    Py_XDECREF(value);
-    return result;
   }
 
   [[gnu::noinline]] DLTensor exchange_capsule(PyObject* object) {

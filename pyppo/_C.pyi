@@ -23,7 +23,7 @@ def gae(
     /,
 ) -> tuple[Any, Any]: ...
 
-# Returns (loss, stats [8], d_logits, d_mean, d_log_std, d_values); loss is None on CUDA, where it is stats[0].
+# Returns (loss, stats [8], (d_logits, d_mean, d_log_std, d_values)); loss is None on CUDA, where it is stats[0].
 def ppo_loss_grad(
     distribution: str | None,
     logits: Tensor | None,
@@ -54,9 +54,9 @@ def ppo_loss_grad(
     errors: Callable[[int], Tensor] | None,
     attached: bool,
     /,
-) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]: ...
+) -> tuple[Tensor | None, Tensor, tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]]: ...
 
-# Returns (loss, stats [8], d_logp, d_entropy, d_values, d_kl); loss is None on CUDA, where it is stats[0].
+# Returns (loss, stats [8], (d_logp, d_entropy, d_values, d_kl)); loss is None on CUDA, where it is stats[0].
 def surrogate_loss_grad(
     logp: Tensor,
     old_logp: Tensor,
@@ -79,7 +79,10 @@ def surrogate_loss_grad(
     norm_adv: bool,
     attached: bool,
     /,
-) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]: ...
+) -> tuple[Tensor | None, Tensor, tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]]: ...
+
+# Whether a floating scalar is exactly 1; False where that is not to be read without a wait.
+def is_one(scalar: Tensor, /) -> bool: ...
 
 # Returns (actions, logp, entropy).
 def sample(

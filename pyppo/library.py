@@ -78,7 +78,7 @@ def _ppo_loss(
     dual_clip: float | None, value_clip_coef: float | None, kl_coef: float, ent_coef: float, vf_coef: float,
     norm_adv: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    loss, stats, *grads = _C.ppo_loss_grad(
+    loss, stats, grads = _C.ppo_loss_grad(
         distribution, logits, mean, log_std, nvec, action_mask, actions, old_logp, advantages, values, old_values,
         returns, weights, denominator if denominator is not None else denominator_number, old_logits, old_mean,
         old_log_std, objective, clip_coef, clip_coef_high, dual_clip, value_clip_coef, kl_coef, ent_coef, vf_coef,
@@ -107,7 +107,7 @@ def _surrogate_loss(
     clip_coef_high: float | None, dual_clip: float | None, value_clip_coef: float | None, kl_coef: float,
     ent_coef: float, vf_coef: float, norm_adv: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    loss, stats, *grads = _C.surrogate_loss_grad(
+    loss, stats, grads = _C.surrogate_loss_grad(
         logp, old_logp, advantages, entropy, values, old_values, returns, kl, weights,
         denominator if denominator is not None else denominator_number, objective, clip_coef, clip_coef_high,
         dual_clip, value_clip_coef, kl_coef, ent_coef, vf_coef, norm_adv, True,

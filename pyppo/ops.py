@@ -17,10 +17,12 @@ from typing import Any, Literal, overload
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 from pyppo import _C, library
 from pyppo._C import build_info, cpu_capability, get_num_threads, set_num_threads
+from pyppo.autograd import differentiable, refuse_grad, refuse_tangents
 from pyppo.library import device_errors
 from pyppo.results import LossGrads, LossMetrics, Sample
 
@@ -44,13 +46,6 @@ __all__ = [
 
 Family = Literal["categorical", "multi_categorical", "bernoulli", "normal"]
 Objective = Literal["clip", "unclipped", "kl"]
-
-
-def _refuse_grad(**tensors: Any) -> None:
-    """While compiling, what ``_C`` refuses in eager calls: a gradient that would be lost in silence."""
-    for name, tensor in tensors.items():
-        if isinstance(tensor, Tensor) and tensor.requires_grad:
-            raise ValueError(f"{name} requires grad; it must not, since no gradient flows to it: detach it")
 
 
 # --- advantages -------------------------------------------------------------------------------------------------------
@@ -122,10 +117,12 @@ def gae(
     """
     if not isinstance(rewards, Tensor):
         return _gae_numpy(rewards, values, terminated, truncated, gamma, gae_lambda, valid, final_values, out)
-    if torch.compiler.is_compiling():
-        _refuse_grad(rewards=rewards, values=values, final_values=final_values)
+    if is_compiling():
+        refuse_grad(rewards=rewards, values=values, final_values=final_values)
         new = library.gae(rewards, values, terminated, truncated, valid, final_values, gamma, gae_lambda)
         return new if out is None else tuple(_filled(to, x) for to, x in zip(_pair(out, Tensor), new, strict=True))
+    if forward_ad._current_level >= 0:
+        refuse_tangents(**locals())
     if out is None:
         return _C.gae(rewards, values, terminated, truncated, valid, final_values, None, None, gamma, gae_lambda)
     advantages, returns = _pair(out, Tensor)
@@ -135,10 +132,10 @@ def gae(
 
 
 def _pair(out: Any, kind: type) -> tuple[Any, Any]:
-    if not isinstance(out, (tuple, list)) or len(out) != 2 or not all(isinstance(x, kind) for x in out):
-        what = [type(x).__name__ for x in out] if isinstance(out, (tuple, list)) else type(out).__name__
-        raise TypeError(f"out is {what}; it must be a pair (advantages, returns) of {kind.__name__}")
-    return out[0], out[1]
+    if isinstance(out, (tuple, list)) and len(out) == 2 and isinstance(out[0], kind) and isinstance(out[1], kind):
+        return out[0], out[1]
+    what = [type(x).__name__ for x in out] if isinstance(out, (tuple, list)) else type(out).__name__
+    raise TypeError(f"out is {what}; it must be a pair (advantages, returns) of {kind.__name__}")
 
 
 def _filled(to: Tensor, new: Tensor) -> Tensor:
@@ -235,50 +232,21 @@ def ppo_loss(
         ValueError, TypeError: an argument is missing or of the wrong shape, dtype, device or range; on the CPU also an
             action out of range, masked, or a row whose actions are all masked.
     """
-    if torch.compiler.is_compiling():
+    if is_compiling():
         result = library.ppo_loss(
             distribution, logits, mean, log_std, nvec, action_mask, actions, old_logp, advantages, values, old_values,
             returns, weights, denominator, old_logits, old_mean, old_log_std, objective, clip_coef, clip_coef_high,
             dual_clip, value_clip_coef, kl_coef, ent_coef, vf_coef, norm_adv,
         )  # fmt: skip
         return result[0], LossMetrics(result[1])
-    arguments = (
+    if forward_ad._current_level >= 0:
+        refuse_tangents(**locals())
+    result = _C.ppo_loss_grad(
         distribution, logits, mean, log_std, nvec, action_mask, actions, old_logp, advantages, values, old_values,
         returns, weights, denominator, old_logits, old_mean, old_log_std, objective, clip_coef, clip_coef_high,
         dual_clip, value_clip_coef, kl_coef, ent_coef, vf_coef, norm_adv, device_errors, True,
     )  # fmt: skip
-    stats: list[Tensor] = []
-    loss = _FusedLoss.apply(_C.ppo_loss_grad, arguments, stats, logits, mean, log_std, values)
-    return loss, LossMetrics(stats[0])
-
-
-class _FusedLoss(torch.autograd.Function):
-    """A loss kernel under autograd: forward computes the gradients as well, backward only scales them.
-
-    One result and few arguments, since autograd's bookkeeping for each costs more than a small kernel: the kernel's
-    arguments come as one tuple, and its metrics leave through the list ``stats``.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, kernel: Any, arguments: tuple[Any, ...], stats: list[Tensor], *inputs: Any) -> Tensor:
-        loss, metrics, *ctx.grads = kernel(*arguments)
-        stats.append(metrics)
-        return metrics[0].clone() if loss is None else loss
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
-        # once_differentiable makes a second derivative an error; its own cost is worth saving where none can follow.
-        return _scale_once(ctx, *grad_outputs) if torch.is_grad_enabled() else _scale(ctx, *grad_outputs)
-
-
-def _scale(ctx: Any, by: Tensor) -> tuple[Any, ...]:
-    needed = ctx.needs_input_grad[3:]
-    if not by.is_cuda and by.item() == 1.0:  # loss.backward() itself: spare a pass over the gradients
-        return (None, None, None, *[grad if need else None for grad, need in zip(ctx.grads, needed, strict=True)])
-    return (None, None, None, *[grad * by if need else None for grad, need in zip(ctx.grads, needed, strict=True)])
-
-
-_scale_once = once_differentiable(_scale)
+    return differentiable(result, logits, mean, log_std, values), LossMetrics(result[1])
 
 
 def ppo_loss_grad(
@@ -318,8 +286,8 @@ def ppo_loss_grad(
     Returns:
         loss (0-d), its ``LossMetrics`` and ``LossGrads``.
     """
-    if torch.compiler.is_compiling():
-        _refuse_grad(logits=logits, mean=mean, log_std=log_std, values=values)
+    if is_compiling():
+        refuse_grad(logits=logits, mean=mean, log_std=log_std, values=values)
         compiled, metrics, *grads = library.ppo_loss(
             distribution, logits, mean, log_std, nvec, action_mask, actions, old_logp, advantages, values, old_values,
             returns, weights, denominator, old_logits, old_mean, old_log_std, objective, clip_coef, clip_coef_high,
@@ -328,13 +296,16 @@ def ppo_loss_grad(
         given = (logits, mean, log_std, values)
         kept = [grad if x is not None else None for grad, x in zip(grads, given, strict=True)]
         return compiled, LossMetrics(metrics), LossGrads(*kept)
-    loss, stats, d_logits, d_mean, d_log_std, d_values = _C.ppo_loss_grad(
+    if forward_ad._current_level >= 0:
+        refuse_tangents(**locals())
+    loss, stats, gradients = _C.ppo_loss_grad(
         distribution, logits, mean, log_std, nvec, action_mask, actions, old_logp, advantages, values, old_values,
         returns, weights, denominator, old_logits, old_mean, old_log_std, objective, clip_coef, clip_coef_high,
         dual_clip, value_clip_coef, kl_coef, ent_coef, vf_coef, norm_adv, device_errors, False,
     )  # fmt: skip
-    loss = stats[0] if loss is None else loss  # on CUDA a view of the metrics: no kernel of its own
-    return loss, LossMetrics(stats), LossGrads(d_logits, d_mean, d_log_std, d_values)
+    if loss is None:  # on CUDA a view of the metrics: no kernel of its own
+        loss = stats[0]
+    return loss, LossMetrics(stats), tuple.__new__(LossGrads, gradients)  # LossGrads(...) would unpack and pack again
 
 
 def surrogate_loss(
@@ -373,19 +344,19 @@ def surrogate_loss(
 
     The rest is as in ``ppo_loss``.
     """
-    if torch.compiler.is_compiling():
+    if is_compiling():
         result = library.surrogate_loss(
             logp, old_logp, advantages, entropy, values, old_values, returns, kl, weights, denominator, objective,
             clip_coef, clip_coef_high, dual_clip, value_clip_coef, kl_coef, ent_coef, vf_coef, norm_adv,
         )  # fmt: skip
         return result[0], LossMetrics(result[1])
-    arguments = (
+    if forward_ad._current_level >= 0:
+        refuse_tangents(**locals())
+    result = _C.surrogate_loss_grad(
         logp, old_logp, advantages, entropy, values, old_values, returns, kl, weights, denominator, objective,
         clip_coef, clip_coef_high, dual_clip, value_clip_coef, kl_coef, ent_coef, vf_coef, norm_adv, True,
     )  # fmt: skip
-    stats: list[Tensor] = []
-    loss = _FusedLoss.apply(_C.surrogate_loss_grad, arguments, stats, logp, entropy, values, kl)
-    return loss, LossMetrics(stats[0])
+    return differentiable(result, logp, entropy, values, kl), LossMetrics(result[1])
 
 
 # --- acting -----------------------------------------------------------------------------------------------------------
@@ -423,19 +394,19 @@ def sample(
     Raises:
         ValueError, TypeError: as ``ppo_loss``; on the CPU also where a row's distribution is NaN or allows no action.
     """
-    if torch.compiler.is_compiling():
-        _refuse_grad(logits=logits, mean=mean, log_std=log_std)
+    if is_compiling():
+        refuse_grad(logits=logits, mean=mean, log_std=log_std)
         return Sample(
             *library.sample(
                 distribution, logits, mean, log_std, nvec, action_mask, seed, step, row_offset, deterministic
             )
         )
-    return Sample(
-        *_C.sample(
-            distribution, logits, mean, log_std, nvec, action_mask, seed, step, row_offset, deterministic,
-            device_errors,
-        )
-    )  # fmt: skip
+    if forward_ad._current_level >= 0:
+        refuse_tangents(**locals())
+    drawn = _C.sample(
+        distribution, logits, mean, log_std, nvec, action_mask, seed, step, row_offset, deterministic, device_errors
+    )
+    return tuple.__new__(Sample, drawn)
 
 
 def check_errors(device: torch.device | str = "cuda") -> None:
@@ -497,11 +468,13 @@ def adam(
     """
     if not isinstance(betas, (tuple, list)) or len(betas) != 2:
         raise TypeError(f"betas is {betas!r}; it must be a pair of numbers")
-    if torch.compiler.is_compiling():
-        _refuse_grad(params=params, grads=grads, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq)
+    if is_compiling():
+        refuse_grad(params=params, grads=grads, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq)
         return library.adam(
             params, grads, exp_avg, exp_avg_sq, step, learning_rate, *betas, eps, weight_decay, max_grad_norm, skip
         )
+    if forward_ad._current_level >= 0:
+        refuse_tangents(**locals())
     norm = _C.adam(
         params, grads, exp_avg, exp_avg_sq, step, learning_rate, *betas, eps, weight_decay, max_grad_norm, skip
     )
@@ -522,7 +495,7 @@ def permutation(n: int, *, seed: int, iteration: int = 0, epoch: int = 0, device
         raise TypeError(f"n is {type(n).__name__}; it must be an int")
     if not 0 <= n < 1 << 48:
         raise ValueError(f"n is {n}; it must be in [0, 2^48)")
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return library.permutation(n, seed, iteration, epoch, torch.device(device))
     out = torch.empty(int(n), dtype=torch.int64, device=device)
     _C.permutation(out, seed, iteration, epoch)

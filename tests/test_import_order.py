@@ -16,7 +16,7 @@ PACKAGE = ROOT / "pyppo"
 
 # A module may import from the layers above its own, and from no sibling but those in SIBLINGS.
 LAYERS = [
-    {"config", "library", "ops", "reference", "results"},
+    {"autograd", "config", "library", "ops", "reference", "results"},
     {"actions", "envs", "normalize", "policy", "rollout", "report"},
     {"engines", "checkpoint", "parts"},
     {"evaluation", "plot"},
@@ -24,10 +24,17 @@ LAYERS = [
     {"cli"},
 ]
 SIBLINGS = {
-    "ops": {"library", "results"},  # the registered operators, where torch.compile traces; the types of results
+    "ops": {"autograd", "library", "results"},  # in eager calls; where torch.compile traces; the types of results
     "policy": {"actions", "normalize"},  # a policy owns its action distribution and its observation statistics
 }
-ONLY_IMPORTER = {"_C": {"library", "ops"}, "library": {"ops"}, "reference": set(), "envpool": {"envs"}, "tyro": {"cli"}}
+ONLY_IMPORTER = {
+    "_C": {"autograd", "library", "ops"},
+    "autograd": {"ops"},
+    "library": {"ops"},
+    "reference": set(),
+    "envpool": {"envs"},
+    "tyro": {"cli"},
+}
 
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 

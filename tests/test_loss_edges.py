@@ -212,6 +212,27 @@ def test_normalised_advantages_with_a_large_mean() -> None:
     assert loss.item() == pytest.approx(exact.item(), abs=1e-7)
 
 
+def test_a_graph_is_freed_by_its_backward() -> None:
+    """As any other of torch's: the gradients go with it, unless it is retained."""
+    logits = torch.randn(5, 3, requires_grad=True)
+    actions, zeros = torch.zeros(5, dtype=torch.int64), torch.zeros(5)
+    loss, _ = ops.ppo_loss(logits=logits, actions=actions, old_logp=zeros, advantages=torch.randn(5))
+    loss.backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+
+
+def test_upstream_gradients_may_come_in_a_batch() -> None:
+    """Under vmap an upstream gradient has no one value to look at."""
+    case = loss_case(6, "categorical", 10, 3, PLAIN)
+    logits = case["logits"].requires_grad_()
+    loss, _ = ops.ppo_loss(**case)
+    by = torch.tensor([1.0, -2.0, 1.0], dtype=torch.float64)
+    (batch,) = torch.autograd.grad(loss, logits, by, retain_graph=True, is_grads_batched=True)
+    (once,) = torch.autograd.grad(loss, logits)
+    assert torch.equal(batch, by[:, None, None] * once)
+
+
 def test_a_kept_gradient_is_not_written_by_a_second_backward() -> None:
     """backward() hands out its own buffers where the upstream gradient is 1; accumulation must not reach into them."""
     logits = torch.randn(5, 3, requires_grad=True)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from good_calls import FUNCTIONS, GOOD, LOSSES, expect, flags, floats
+from torch.autograd import forward_ad
 
 from pyppo import library, ops
 
@@ -157,6 +158,7 @@ NUMBERS = [
     *[("categorical", "objective", ValueError, {"objective": x}) for x in ("ppo", "", None, 3)],
     *[("categorical", "distribution", ValueError, {"distribution": x}) for x in ("gaussian", "", 3)],
     ("categorical", "denominator", ValueError, {"denominator": -1.0}),
+    *[("categorical", "denominator", ValueError, {"denominator": torch.tensor(x)}) for x in (-1.0, NAN, INF)],
     ("categorical", "denominator", ValueError, {"denominator": floats(2)}),
     ("categorical", "denominator", TypeError, {"denominator": torch.tensor(4)}),
     ("categorical", "denominator", ValueError, {"denominator": torch.tensor(4.0, requires_grad=True)}),
@@ -224,6 +226,7 @@ ACTIONS = [
     *[("multi", "nvec", TypeError, {"nvec": x}) for x in (5, "ab", (2.0, 3.0), (2, None))],
     *[("sample_multi", "nvec", ValueError, {"nvec": x}) for x in ((2, 2), ())],
     ("sample_multi", "step", ValueError, {"step": torch.arange(3)}),
+    ("sample_multi", "step", ValueError, {"step": torch.arange(4) - 1}),
     ("sample_multi", "step", TypeError, {"step": torch.arange(4).float()}),
     ("sample_multi", "step", TypeError, {"step": torch.arange(4).int()}),
 ]  # fmt: skip
@@ -232,6 +235,7 @@ SCALARS = [
     ("adam", "step", TypeError, {"step": torch.zeros(1)}),
     ("adam", "step", TypeError, {"step": torch.zeros(1, dtype=torch.int32)}),
     ("adam", "step", TypeError, {"step": 3}),
+    ("adam", "learning_rate", ValueError, {"learning_rate": torch.tensor(-0.1)}),
     ("adam", "skip", ValueError, {"skip": flags(2)}),
     ("adam", "skip", TypeError, {"skip": torch.zeros(1)}),
     ("adam", "params", ValueError, {"params": floats(2, 3), "grads": floats(2, 3), "exp_avg": floats(2, 3),
@@ -402,6 +406,22 @@ def test_a_contiguous_negative_view_is_refused() -> None:
     assert rewards.is_contiguous()
     with pytest.raises(ValueError, match="rewards"):
         ops.gae(rewards, torch.zeros(5, 2), torch.zeros(4, 2).bool(), torch.zeros(4, 2).bool())
+
+
+TANGENTS = [
+    ("gae", "rewards"), ("gae", "final_values"), ("categorical", "logits"), ("categorical", "advantages"),
+    ("surrogate", "logp"), ("sample", "logits"), ("adam", "grads"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "name"), TANGENTS)
+def test_forward_mode_derivatives_are_refused(call: str, name: str) -> None:
+    arguments = GOOD[call]()
+    with forward_ad.dual_level():
+        FUNCTIONS[call](**arguments)  # nothing to lose
+        arguments[name] = forward_ad.make_dual(arguments[name], torch.ones_like(arguments[name]))
+        with pytest.raises(ValueError, match=f"{name} has a tangent"):
+            FUNCTIONS[call](**arguments)
 
 
 def test_numpy_scalars_are_numbers() -> None:

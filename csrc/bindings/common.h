@@ -92,6 +92,12 @@ inline void require_non_negative(double value, const char* name) {
   require_number(value >= 0 && std::isfinite(value), name, value, "finite and at least 0");
 }
 
+// The same of a floating scalar where it can be read without waiting for a device.
+inline void require_non_negative(const Tensor& scalar) {
+  if (!scalar.present || scalar.is_cuda()) return;
+  require_non_negative(scalar.is_float64() ? *scalar.as<double>() : double(*scalar.as<float>()), scalar.name);
+}
+
 // Python numbers by name: pybind11's own conversion would not say which argument was wrong.
 inline double number_of(py::handle value, const char* name, const char* must = "be a number") {
   const double number = PyFloat_AsDouble(value.ptr());

@@ -3,8 +3,6 @@
 
 namespace pyppo::bindings {
 
-using namespace py::literals;
-
 namespace {
 
 py::tuple gae(py::handle rewards_, py::handle values_, py::handle terminated_, py::handle truncated_, py::handle valid_,
@@ -76,8 +74,8 @@ py::tuple gae(py::handle rewards_, py::handle values_, py::handle terminated_, p
 }  // namespace
 
 void bind_gae(py::module_& m) {
-  m.def("gae", &gae, "rewards"_a, "values"_a, "terminated"_a, "truncated"_a, "valid"_a, "final_values"_a,
-        "advantages"_a, "returns"_a, "gamma"_a, "gae_lambda"_a, py::pos_only());
+  define<gae>(m, "gae",
+              "rewards, values, terminated, truncated, valid, final_values, advantages, returns, gamma, gae_lambda");
 }
 
 }  // namespace pyppo::bindings

@@ -4,8 +4,6 @@
 
 namespace pyppo::bindings {
 
-using namespace py::literals;
-
 namespace {
 
 // The arguments that every loss has, as Python passes them.
@@ -82,6 +80,7 @@ LossArgs check_loss(const LossInputs& in, const LossOptions& options, const Tens
   for (const Borrow* t :
        {&in.old_logp, &in.advantages, &in.values, &in.old_values, &in.returns, &in.weights, &in.denominator})
     require_same_device(*t, network);
+  require_non_negative(in.denominator);
 
   LossArgs args{};
   read_options(args, options);
@@ -119,13 +118,15 @@ class LossOutputs {
   void* data(int i) const { return i < 0 ? nullptr : out_.data(i); }
   void* stats() const { return out_.data(stats_); }
 
-  // (loss, metrics, the gradients asked for). On CUDA the loss is None: the caller makes a view of the metrics.
+  // (loss, metrics, (the gradients asked for)). On CUDA the loss is None: the caller makes a view of the metrics.
   py::tuple take_all(std::initializer_list<int> gradients) {
     if (on_cpu_) memcpy(out_.data(loss_), out_.data(stats_), size_t(itemsize_));
-    py::tuple results(2 + gradients.size());
+    py::tuple results(3), grads(gradients.size());
     size_t at = 0;
-    for (int i : {loss_, stats_}) results[at++] = take(i);
-    for (int i : gradients) results[at++] = take(i);
+    for (int i : gradients) grads[at++] = take(i);
+    results[0] = take(loss_);
+    results[1] = take(stats_);
+    results[2] = std::move(grads);
     return results;
   }
 
@@ -267,18 +268,31 @@ py::tuple surrogate_loss_grad(py::handle logp_, py::handle old_logp, py::handle 
   return out.take_all({d_logp, d_entropy, d_values, d_kl});
 }
 
+// Whether a floating scalar is exactly 1; false where that cannot be read, or not without waiting for a device.
+py::bool_ is_one(py::handle scalar_) {
+  try {
+    const Borrow scalar(scalar_.ptr(), "scalar", Access::read_attached);
+    if (scalar->is_cuda() || scalar->numel() != 1) return false;
+    return scalar->is_float64() ? *scalar->as<double>() == 1 : scalar->is_float32() && *scalar->as<float>() == 1;
+  } catch (const TypeError&) {
+  } catch (const std::invalid_argument&) {
+  }
+  return false;
+}
+
 }  // namespace
 
 void bind_losses(py::module_& m) {
-  m.def("ppo_loss_grad", &ppo_loss_grad, "distribution"_a, "logits"_a, "mean"_a, "log_std"_a, "nvec"_a, "action_mask"_a,
-        "actions"_a, "old_logp"_a, "advantages"_a, "values"_a, "old_values"_a, "returns"_a, "weights"_a,
-        "denominator"_a, "old_logits"_a, "old_mean"_a, "old_log_std"_a, "objective"_a, "clip_coef"_a,
-        "clip_coef_high"_a, "dual_clip"_a, "value_clip_coef"_a, "kl_coef"_a, "ent_coef"_a, "vf_coef"_a, "norm_adv"_a,
-        "errors"_a, "attached"_a, py::pos_only());
-  m.def("surrogate_loss_grad", &surrogate_loss_grad, "logp"_a, "old_logp"_a, "advantages"_a, "entropy"_a, "values"_a,
-        "old_values"_a, "returns"_a, "kl"_a, "weights"_a, "denominator"_a, "objective"_a, "clip_coef"_a,
-        "clip_coef_high"_a, "dual_clip"_a, "value_clip_coef"_a, "kl_coef"_a, "ent_coef"_a, "vf_coef"_a, "norm_adv"_a,
-        "attached"_a, py::pos_only());
+  define<ppo_loss_grad>(
+      m, "ppo_loss_grad",
+      "distribution, logits, mean, log_std, nvec, action_mask, actions, old_logp, advantages, values, old_values, "
+      "returns, weights, denominator, old_logits, old_mean, old_log_std, objective, clip_coef, clip_coef_high, "
+      "dual_clip, value_clip_coef, kl_coef, ent_coef, vf_coef, norm_adv, errors, attached");
+  define<surrogate_loss_grad>(
+      m, "surrogate_loss_grad",
+      "logp, old_logp, advantages, entropy, values, old_values, returns, kl, weights, denominator, objective, "
+      "clip_coef, clip_coef_high, dual_clip, value_clip_coef, kl_coef, ent_coef, vf_coef, norm_adv, attached");
+  define<is_one>(m, "is_one", "scalar");
 }
 
 }  // namespace pyppo::bindings

@@ -34,6 +34,25 @@ py::dict build_info() {
 }
 
 }  // namespace
+
+void set_python_error() {
+  try {
+    throw;
+  } catch (const PythonError&) {
+    // already set
+  } catch (py::error_already_set& error) {
+    error.restore();
+  } catch (const TypeError& error) {
+    PyErr_SetString(PyExc_TypeError, error.what());
+  } catch (const std::invalid_argument& error) {
+    PyErr_SetString(PyExc_ValueError, error.what());
+  } catch (const std::bad_alloc&) {
+    PyErr_NoMemory();
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  }
+}
+
 }  // namespace pyppo::bindings
 
 PYBIND11_MODULE(_C, m) {
@@ -41,21 +60,12 @@ PYBIND11_MODULE(_C, m) {
   using namespace pyppo::bindings;
   using namespace py::literals;
   m.doc() = "pyppo's kernels. Arguments are positional; pyppo.ops is the documented face.";
-  py::register_local_exception_translator([](std::exception_ptr pointer) {
-    try {
-      if (pointer) std::rethrow_exception(pointer);
-    } catch (const TypeError& error) {
-      PyErr_SetString(PyExc_TypeError, error.what());
-    } catch (const PythonError&) {
-      // already set
-    }
-  });
   bind_gae(m);
   bind_losses(m);
   bind_sample(m);
   bind_update(m);
   m.def("philox", &philox, "key"_a, "c0"_a, "c1"_a, "c2"_a, "c3"_a, py::pos_only());
-  m.def("set_num_threads", &set_num_threads, "count"_a, py::pos_only());
+  define<set_num_threads>(m, "set_num_threads", "count");
   m.def("get_num_threads", &cpu::get_num_threads);
   m.def("cpu_capability", &cpu::capability);
   m.def("build_info", &build_info);

@@ -4,8 +4,6 @@
 
 namespace pyppo::bindings {
 
-using namespace py::literals;
-
 namespace {
 
 py::tuple sample(py::handle distribution, py::handle logits, py::handle mean, py::handle log_std, py::handle nvec,
@@ -21,6 +19,10 @@ py::tuple sample(py::handle distribution, py::handle logits, py::handle mean, py
   require_dtype(steps, {kInt64});
   require_shape(steps, {batch}, "[B]");
   require_same_device(steps, network);
+  if (!steps->is_cuda())
+    for (int64_t row = 0; row < steps->numel(); ++row)
+      if (steps->as<int64_t>()[row] < 0)
+        detail::fail("step", "is negative in row " + std::to_string(row), "be at least 0");
   SampleArgs args{};
   if (number) args.step = int64_t(integer_of(step, "step", INT64_MAX));
   const uint64_t max_rows = uint64_t(1) << 32;  // a row's number is one word of the noise's counter
@@ -58,8 +60,9 @@ py::tuple sample(py::handle distribution, py::handle logits, py::handle mean, py
 }  // namespace
 
 void bind_sample(py::module_& m) {
-  m.def("sample", &sample, "distribution"_a, "logits"_a, "mean"_a, "log_std"_a, "nvec"_a, "action_mask"_a, "seed"_a,
-        "step"_a, "row_offset"_a, "deterministic"_a, "errors"_a, py::pos_only());
+  define<sample>(
+      m, "sample",
+      "distribution, logits, mean, log_std, nvec, action_mask, seed, step, row_offset, deterministic, errors");
 }
 
 }  // namespace pyppo::bindings

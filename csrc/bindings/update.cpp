@@ -3,8 +3,6 @@
 
 namespace pyppo::bindings {
 
-using namespace py::literals;
-
 namespace {
 
 py::object adam(py::handle params_, py::handle grads_, py::handle exp_avg_, py::handle exp_avg_sq_, py::handle step_,
@@ -30,6 +28,7 @@ py::object adam(py::handle params_, py::handle grads_, py::handle exp_avg_, py::
   for (const Borrow* t : {&step, &skip, &rate})
     if (*t && (*t)->numel() != 1) require_shape(*t, {1}, "one element");
   for (const Borrow* t : {&grads, &exp_avg, &exp_avg_sq, &step, &skip, &rate}) require_same_device(*t, params);
+  require_non_negative(rate);
   for (const Borrow* out : {&params, &exp_avg, &exp_avg_sq})
     for (const Borrow* other : {&params, &grads, &exp_avg, &exp_avg_sq})
       if (out != other) require_disjoint(*out, *other);
@@ -91,9 +90,10 @@ void permutation(py::handle out_, py::handle seed, py::handle iteration, py::han
 }  // namespace
 
 void bind_update(py::module_& m) {
-  m.def("adam", &adam, "params"_a, "grads"_a, "exp_avg"_a, "exp_avg_sq"_a, "step"_a, "learning_rate"_a, "beta1"_a,
-        "beta2"_a, "eps"_a, "weight_decay"_a, "max_grad_norm"_a, "skip"_a, py::pos_only());
-  m.def("permutation", &permutation, "out"_a, "seed"_a, "iteration"_a, "epoch"_a, py::pos_only());
+  define<adam>(
+      m, "adam",
+      "params, grads, exp_avg, exp_avg_sq, step, learning_rate, beta1, beta2, eps, weight_decay, max_grad_norm, skip");
+  define<permutation>(m, "permutation", "out, seed, iteration, epoch");
 }
 
 }  // namespace pyppo::bindings

@@ -16,18 +16,23 @@
 namespace pyppo::cpu {
 namespace {  // one copy for each instruction set
 
-// A 64-byte aligned array, uninitialised.
+// A 64-byte aligned array, uninitialised. Small ones lie in the object itself: an allocation costs as much as a small
+// call's arithmetic.
 template <class T>
 class Scratch {
  public:
-  explicit Scratch(size_t count) : data_(static_cast<T*>(allocate_scratch(count * sizeof(T)))) {}
-  ~Scratch() { free(data_); }
+  explicit Scratch(size_t count)
+      : data_(static_cast<T*>(count * sizeof(T) <= sizeof(small_) ? small_ : allocate_scratch(count * sizeof(T)))) {}
+  ~Scratch() {
+    if (data_ != static_cast<void*>(small_)) free(data_);
+  }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
   T* get() const { return data_; }
 
  private:
   T* data_;
+  alignas(64) unsigned char small_[4096];
 };
 
 // Copies without reading the destination's cache lines first: for output larger than the caches. A fence must follow.
