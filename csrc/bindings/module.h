@@ -9,5 +9,6 @@ void bind_gae(py::module_& m);
 void bind_losses(py::module_& m);
 void bind_sample(py::module_& m);
 void bind_update(py::module_& m);
+void bind_mlp(py::module_& m);
 
 }  // namespace pyppo::bindings

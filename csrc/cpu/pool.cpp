@@ -22,6 +22,8 @@ namespace pyppo::cpu {
 namespace {
 
 constexpr double worthwhile_microseconds = 100;
+constexpr double worthwhile_when_busy = 3;
+constexpr int spins_before_yield = 4096;
 constexpr int max_threads = 256;
 
 int default_threads() {
@@ -36,6 +38,67 @@ int default_threads() {
   const int count = int(std::thread::hardware_concurrency());
   return count > 0 ? count : 1;
 }
+
+inline void pause() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#endif
+}
+
+// Spins, and after a while lets others have the core: there may be more threads than cores.
+class Spin {
+ public:
+  void operator()() {
+    if (++count_ < spins_before_yield)
+      pause();
+    else
+      std::this_thread::yield();
+  }
+
+ private:
+  int count_ = 0;
+};
+
+// What threads that stay on their cores share. A region is published as one number, its generation and how many of its
+// tasks are left: whoever lowers it owns that task, and a thread that comes late finds a number that no longer fits.
+class BusyJob {
+ public:
+  void run(int64_t count, Task task, void* context) {
+    task_.store(task, std::memory_order_relaxed);
+    context_.store(context, std::memory_order_relaxed);
+    done_.store(0, std::memory_order_relaxed);
+    ++generation_;
+    left_.store((uint64_t(generation_) << 32) | uint64_t(count), std::memory_order_release);
+    while (work()) {
+    }
+    Spin spin;
+    while (done_.load(std::memory_order_acquire) != count) spin();
+    if (failed_.exchange(false)) std::rethrow_exception(std::exchange(error_, nullptr));
+  }
+
+  // Does a task, if one is left.
+  bool work() {
+    uint64_t left = left_.load(std::memory_order_acquire);
+    if (uint32_t(left) == 0) return false;
+    if (!left_.compare_exchange_strong(left, left - 1, std::memory_order_acq_rel)) return true;
+    try {
+      task_.load(std::memory_order_relaxed)(context_.load(std::memory_order_relaxed), int64_t(uint32_t(left)) - 1);
+    } catch (...) {
+      if (!failed_.exchange(true)) error_ = std::current_exception();
+    }
+    done_.fetch_add(1, std::memory_order_release);
+    return true;
+  }
+
+ private:
+  alignas(64) std::atomic<uint64_t> left_{0};
+  alignas(64) std::atomic<int64_t> done_{0};
+  alignas(64) std::atomic<Task> task_{nullptr};
+  std::atomic<void*> context_{nullptr};
+  uint32_t generation_ = 0;
+  std::atomic<bool> failed_{false};
+  std::exception_ptr error_ = nullptr;
+};
 
 struct Job {
   Task task;
@@ -79,6 +142,18 @@ class Pool {
 
   int wanted() const { return wanted_; }
 
+  void begin_busy() {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      busy_.store(true, std::memory_order_relaxed);
+    }
+    wake_.notify_all();
+  }
+
+  void end_busy() { busy_.store(false, std::memory_order_relaxed); }
+
+  void run_busy(int64_t count, Task task, void* context) { busy_job_.run(count, task, context); }
+
   void run(Job& job) {
     {
       std::lock_guard<std::mutex> lock(mutex_);
@@ -98,8 +173,14 @@ class Pool {
     uint64_t seen = 0;
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
-      wake_.wait(lock, [&] { return closing_ || (job_ != nullptr && generation_ != seen); });
+      wake_.wait(lock, [&] { return closing_ || is_busy() || (job_ != nullptr && generation_ != seen); });
       if (closing_) return;
+      if (is_busy()) {
+        lock.unlock();
+        stay_busy();
+        lock.lock();
+        continue;
+      }
       seen = generation_;
       Job* job = job_;
       ++active_;
@@ -107,6 +188,18 @@ class Pool {
       job->work();
       lock.lock();
       if (--active_ == 0) done_.notify_one();
+    }
+  }
+
+  bool is_busy() const { return busy_.load(std::memory_order_relaxed); }
+
+  void stay_busy() {
+    Spin spin;
+    while (is_busy()) {
+      if (busy_job_.work())
+        spin = Spin();
+      else
+        spin();
     }
   }
 
@@ -118,6 +211,8 @@ class Pool {
   uint64_t generation_ = 0;
   int active_ = 0;
   bool closing_ = false;
+  std::atomic<bool> busy_{false};
+  BusyJob busy_job_;
 };
 
 // All that must be new in a forked child: the parent's workers do not exist there, and its locks may be held.
@@ -125,6 +220,10 @@ struct State {
   std::mutex mutex;
   Pool* pool = nullptr;
 };
+
+// This thread's pool while it is in a busy section.
+thread_local Pool* busy_pool = nullptr;
+thread_local bool in_busy_section = false;
 
 std::atomic<int> wanted_threads{0};
 std::atomic<State*> state{nullptr};
@@ -140,6 +239,15 @@ State& current_state() {
   return *existing;
 }
 
+// The pool, of as many threads as are wanted now. The caller holds the lock.
+Pool* pool_of(State& shared, int threads) {
+  if (shared.pool == nullptr || shared.pool->wanted() != threads) {
+    delete std::exchange(shared.pool, nullptr);
+    shared.pool = new Pool(threads);
+  }
+  return shared.pool;
+}
+
 }  // namespace
 
 int get_num_threads() {
@@ -153,19 +261,40 @@ int get_num_threads() {
 
 void set_num_threads(int count) { wanted_threads.store(count < max_threads ? count : max_threads); }
 
+BusySection::BusySection() : entered_(!in_busy_section) {
+  const int threads = get_num_threads();
+  if (!entered_ || threads == 1) return;
+  in_busy_section = true;
+  State& shared = current_state();
+  if (!shared.mutex.try_lock()) return;  // another Python thread has the pool: this one runs alone
+  busy_pool = pool_of(shared, threads);
+  busy_pool->begin_busy();
+}
+
+BusySection::~BusySection() {
+  if (!entered_) return;
+  in_busy_section = false;
+  if (busy_pool == nullptr) return;
+  busy_pool->end_busy();
+  busy_pool = nullptr;
+  current_state().mutex.unlock();
+}
+
 void run_tasks(int64_t count, double microseconds, Task task, void* context) {
+  if (in_busy_section) {
+    if (busy_pool != nullptr && count > 1 && microseconds > worthwhile_when_busy)
+      return busy_pool->run_busy(count, task, context);
+    for (int64_t i = 0; i < count; ++i) task(context, i);
+    return;
+  }
   const int threads = count > 1 && microseconds > worthwhile_microseconds ? get_num_threads() : 1;
   if (threads > 1) {
     State& shared = current_state();
     std::unique_lock<std::mutex> lock(shared.mutex, std::try_to_lock);
     // Another Python thread is inside a kernel: the cores are busy, so this one runs alone.
     if (lock.owns_lock()) {
-      if (shared.pool == nullptr || shared.pool->wanted() != threads) {
-        delete std::exchange(shared.pool, nullptr);
-        shared.pool = new Pool(threads);
-      }
       Job job{task, context, count};
-      shared.pool->run(job);
+      pool_of(shared, threads)->run(job);
       if (job.error) std::rethrow_exception(job.error);
       return;
     }
