@@ -42,6 +42,15 @@ inline __attribute__((always_inline)) void store_vector(T* to, const Vector<T>& 
   memcpy(to, &v, sizeof(v));
 }
 
+// Calls f(m, n) for all accumulators. Unrolled, or they would not stay in registers.
+template <int M, int N, class F>
+inline __attribute__((always_inline)) void for_accumulators(const F& f) {
+#pragma GCC unroll 32
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) f(m, n);
+}
+
 // acc[m][n] += sum over d of a[m row + d step] * (vector n of b[d stride]).
 template <int M, int N, class T>
 inline __attribute__((always_inline)) void multiply_add(Vector<T> (&acc)[M][N], const T* a, int64_t row, int64_t step,
@@ -100,11 +109,10 @@ void dense_forward(const T* weight, const T* bias, int64_t inputs, int64_t outpu
     for_row_tiles<N>(0, outputs, [&](auto rows, int64_t j) {
       constexpr int M = decltype(rows)::count;
       Vector<T> acc[M][N];
-      for (int m = 0; m < M; ++m)
-        for (int n = 0; n < N; ++n) acc[m][n] = Vector<T>{} + bias[j + m];
+      for_accumulators<M, N>([&](int m, int n) { acc[m][n] = Vector<T>{} + bias[j + m]; });
       multiply_add<M, N>(acc, weight + j * inputs, inputs, 1, x + lane, L, inputs);
-      for (int m = 0; m < M; ++m)
-        for (int n = 0; n < N; ++n) store_vector(y + (j + m) * L + lane + n * vector_lanes<T>, acc[m][n]);
+      for_accumulators<M, N>(
+          [&](int m, int n) { store_vector(y + (j + m) * L + lane + n * vector_lanes<T>, acc[m][n]); });
     });
   });
 }
@@ -120,14 +128,23 @@ void dense_backward(const T* weight, int64_t inputs, int64_t outputs, const T* d
       constexpr int M = decltype(rows)::count;
       T* out = dx + k * L + lane;
       Vector<T> acc[M][N];
-      for (int m = 0; m < M; ++m)
-        for (int n = 0; n < N; ++n)
-          acc[m][n] = accumulate ? load_vector(out + m * L + n * vector_lanes<T>) : Vector<T>{};
+      if (accumulate)
+        for_accumulators<M, N>([&](int m, int n) { acc[m][n] = load_vector(out + m * L + n * vector_lanes<T>); });
+      else
+        for_accumulators<M, N>([&](int m, int n) { acc[m][n] = Vector<T>{}; });
       multiply_add<M, N>(acc, weight + k, 1, inputs, dy + lane, L, outputs);
-      for (int m = 0; m < M; ++m)
-        for (int n = 0; n < N; ++n) store_vector(out + m * L + n * vector_lanes<T>, acc[m][n]);
+      for_accumulators<M, N>([&](int m, int n) { store_vector(out + m * L + n * vector_lanes<T>, acc[m][n]); });
     });
   });
+}
+
+// Vector n of a row, as much of it as lies within the row's width.
+template <class T>
+inline void store_first(T* row, int n, int64_t width, const Vector<T>& v) {
+  const int64_t left = width - n * vector_lanes<T>;
+  if (left <= 0) return;
+  const int64_t count = left < vector_lanes<T> ? left : vector_lanes<T>;
+  memcpy(row + n * vector_lanes<T>, &v, size_t(count) * sizeof(T));
 }
 
 // Rows [begin, end) of d_weight [outputs, inputs] and d_bias, summed over all samples in order.
@@ -143,21 +160,18 @@ void weight_gradient(const T* x, const T* dy, int64_t block_stride, int64_t batc
     const int64_t k = int64_t(v) * vector_lanes<T>;
     for_row_tiles<N>(begin, end, [&](auto rows, int64_t j) {
       constexpr int M = decltype(rows)::count;
-      Vector<T> acc[M][N] = {};
+      Vector<T> acc[M][N];
+      for_accumulators<M, N>([&](int m, int n) { acc[m][n] = Vector<T>{}; });
       for (int64_t b = 0; b < blocks; ++b) {
         const int64_t count = batch - b * L < L ? batch - b * L : L;
         multiply_add<M, N>(acc, dy + b * block_stride + j * L, L, 1, x + b * L * inputs + k, inputs, count);
       }
-      for (int m = 0; m < M; ++m)
-        for (int n = 0; n < N; ++n) {
-          const int64_t column = k + n * vector_lanes<T>;
-          const int64_t width = inputs - column < vector_lanes<T> ? inputs - column : vector_lanes<T>;
-          T* out = d_weight + (j + m) * inputs + column;
-          if (width == vector_lanes<T>)
-            store_vector(out, acc[m][n]);
-          else
-            memcpy(out, &acc[m][n], size_t(width) * sizeof(T));
-        }
+      T* out = d_weight + j * inputs + k;
+      const int64_t width = inputs - k;
+      if (width >= N * vector_lanes<T>)
+        for_accumulators<M, N>([&](int m, int n) { store_vector(out + m * inputs + n * vector_lanes<T>, acc[m][n]); });
+      else
+        for_accumulators<M, N>([&](int m, int n) { store_first(out + m * inputs, n, width, acc[m][n]); });
     });
   });
   for (int64_t j = begin; j < end; ++j) {

@@ -49,10 +49,15 @@ class Layers {
   const Mlp& mlp_;
 };
 
-// Applies f to each of `count` lanes' values, whole vectors of them.
+// Calls f(i) for each element of a tile in the first `vectors` vectors of its lanes.
 template <int L, class T, class F>
 inline void for_tile(int64_t width, int vectors, const F& f) {
   const int lanes = vectors * vector_lanes<T>;
+  if (lanes == L) {
+#pragma GCC ivdep
+    for (int64_t i = 0; i < width * L; ++i) f(i);
+    return;
+  }
   for (int64_t j = 0; j < width; ++j) {
     const int64_t at = j * L;
 #pragma GCC ivdep

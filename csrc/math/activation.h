@@ -16,12 +16,11 @@ struct TanhLimit<double> {
   static constexpr double value = 19.1;
 };
 
-// e^x - 1 for x <= 0, without the cancellation near 0. NaN stays NaN.
+// e^c - 1 for c in [-60, 0], without the cancellation near 0. NaN stays NaN.
 template <class T>
-PYPPO_FN T expm1_negative(T x) {
+PYPPO_FN T expm1_negative(T c) {
   using L = Limits<T>;
   using Bits = typename L::Bits;
-  const T c = x < T(-60) ? T(-60) : x;  // e^-60 is nothing against 1
   const T shifted = c * T(1.4426950408889634) + L::round_magic;
   const T n = shifted - L::round_magic;
   const T r = (c - n * L::ln2_high) - n * L::ln2_low;
@@ -35,8 +34,7 @@ template <class T>
 PYPPO_FN T tanh(T x) {
   const T magnitude = math::abs(x);
   const T e = expm1_negative(T(-2) * (magnitude > TanhLimit<T>::value ? TanhLimit<T>::value : magnitude));
-  const T y = -e / (e + T(2));
-  return x < T(0) ? -y : y;
+  return (x < T(0) ? e : -e) / (e + T(2));
 }
 
 template <class T>
@@ -46,7 +44,8 @@ PYPPO_FN T relu(T x) {
 
 template <class T>
 PYPPO_FN T elu(T x) {
-  const T negative = expm1_negative(x < T(0) ? x : T(0));
+  const T c = x < T(-60) ? T(-60) : x;  // e^-60 is nothing against 1
+  const T negative = expm1_negative(c < T(0) ? c : T(0));
   return x < T(0) ? negative : x;
 }
 
