@@ -156,7 +156,105 @@ struct PermutationArgs {
   int64_t* out;  // [n]
 };
 
+// --- multilayer perceptrons: policies that run wholly on the CPU
+// ------------------------------------------------------
+
+enum class Activation { tanh, relu, elu, silu };
+
+// One layer: weight [outputs, inputs] and bias [outputs] at these offsets of the parameters, and of their gradients.
+struct DenseLayer {
+  int64_t inputs, outputs, weight, bias;
+};
+
+// An actor and a critic, after a shared trunk or each from the features. All layers of the trunk are activated, and all
+// but the last of the others.
+struct Mlp {
+  DType dtype;  // f32 or f64: of the parameters and of the arithmetic
+  Activation activation;
+  const DenseLayer* layers;  // the trunk's, the actor's, the critic's
+  int64_t num_trunk, num_actor, num_critic;
+  const void* params;
+  const float* obs_mean;  // [F], nullable: features are clip((obs - mean) * scale), else the observations themselves
+  const float* obs_scale;
+  float obs_clip;  // +inf: off
+};
+
+// The distribution of the actor's outputs.
+struct MlpDistribution {
+  Distribution kind;
+  const int64_t* nvec;  // host pointer, [num_parts]; categorical only
+  int64_t num_parts;    // categorical: K; else the actor's outputs
+  int64_t log_std;      // normal: offset of log_std [D] in the parameters
+};
+
+struct MlpValueArgs {
+  Mlp mlp;
+  int64_t rows;
+  const float* obs;  // [rows, F]
+  float* values;     // [rows]
+};
+
+enum class ActionType { i8, u8, i16, i32, i64, f32, f64 };
+
+struct MlpActArgs {
+  Mlp mlp;
+  MlpDistribution dist;
+  int64_t rows;
+  const float* obs;  // [rows, F]
+  uint64_t seed;
+  int64_t row_offset;
+  const int64_t* steps;  // [rows]
+  void* actions;         // [rows, K]: int64, or float for a normal
+  float* logp;           // [rows]
+  float* values;         // [rows]
+  float* old_params;     // [rows, A], nullable: where to keep the actor's outputs
+  float* old_log_std;    // [rows, A], nullable
+  ActionType env_type;
+  void* env_actions;            // [rows, K]
+  const int64_t* action_start;  // [K], nullable: added to discrete actions
+  const double* action_low;     // [K], normal; infinite: no bound
+  const double* action_high;
+  bool rescale;  // [-1, 1] is stretched to finite bounds
+};
+
+// A rollout as an update reads it, rows t * N + n.
+struct MlpRollout {
+  const float* obs;     // [rows, F]
+  const void* actions;  // [rows, K]: int64, or float for a normal
+  const float* logp;    // [rows], as all that follow
+  const float* advantages;
+  const float* returns;
+  const float* values;
+  const float* old_params;   // [rows, A], nullable: no KL
+  const float* old_log_std;  // [rows, A], nullable
+};
+
+constexpr int64_t mlp_stats = num_loss_stats + 2;  // a minibatch's: LossStat's, the gradient's norm, whether applied
+
+struct MlpUpdateArgs {
+  Mlp mlp;
+  MlpDistribution dist;
+  MlpRollout rollout;
+  const int64_t* rows;  // [num_rows], the rollout's valid rows
+  int64_t num_rows;
+  uint64_t seed;
+  uint32_t iteration;
+  int64_t epochs, num_minibatches;
+  LossArgs loss;    // its options; arrays unused
+  AdamArgs adam;    // params, exp_avg, exp_avg_sq, step and options
+  void* grads;      // [P]
+  double kl_limit;  // +inf: off. A minibatch with a larger approximate KL is not applied, and ends the update.
+  double* stats;    // [epochs * num_minibatches, mlp_stats]
+  int64_t* seen;    // minibatches in stats
+};
+
 namespace cpu {
+
+void mlp_value(const MlpValueArgs& args);
+RowErrors mlp_act(const MlpActArgs& args);
+RowErrors mlp_update(const MlpUpdateArgs& args);
+// The mean KL(old || present) over args.rows, in args.stats[0].
+RowErrors mlp_kl(const MlpUpdateArgs& args);
 
 void gae(const GaeArgs& args);
 RowErrors ppo_loss(const PpoLossArgs& args);

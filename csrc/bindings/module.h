@@ -12,6 +12,7 @@ void bind_gae(py::module_& m);
 void bind_losses(py::module_& m);
 void bind_sample(py::module_& m);
 void bind_update(py::module_& m);
+void bind_mlp(py::module_& m);
 
 // Called within a handler: the C++ exception as Python's.
 void set_python_error();

@@ -10,8 +10,8 @@
 namespace pyppo::cpu::PYPPO_ISA {
 namespace {
 
-constexpr int64_t block = 16384;  // parameters a task updates
-constexpr int lanes = 64;         // partial sums of squares a block keeps
+constexpr int64_t block = 2048;  // parameters a task updates
+constexpr int lanes = 64;        // partial sums of squares a block keeps
 
 template <class T>
 double sum_of_squares(const T* g, int64_t count) {

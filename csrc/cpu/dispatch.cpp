@@ -23,10 +23,17 @@ struct Table {
   RowErrors (*sample)(const SampleArgs&);
   void (*adam)(const AdamArgs&);
   void (*permutation)(const PermutationArgs&);
+  void (*mlp_value)(const MlpValueArgs&);
+  RowErrors (*mlp_act)(const MlpActArgs&);
+  RowErrors (*mlp_update)(const MlpUpdateArgs&);
+  RowErrors (*mlp_kl)(const MlpUpdateArgs&);
 };
 
-#define PYPPO_TABLE(isa, supported) \
-  Table { #isa, supported, isa::gae, isa::ppo_loss, isa::surrogate_loss, isa::sample, isa::adam, isa::permutation }
+#define PYPPO_TABLE(isa, supported)                                                                          \
+  Table {                                                                                                    \
+    #isa, supported, isa::gae, isa::ppo_loss, isa::surrogate_loss, isa::sample, isa::adam, isa::permutation, \
+        isa::mlp_value, isa::mlp_act, isa::mlp_update, isa::mlp_kl                                           \
+  }
 
 const Table tables[] = {
 #ifdef PYPPO_HAVE_X86
@@ -67,6 +74,10 @@ void surrogate_loss(const SurrogateLossArgs& args) { table().surrogate_loss(args
 RowErrors sample(const SampleArgs& args) { return table().sample(args); }
 void adam(const AdamArgs& args) { table().adam(args); }
 void permutation(const PermutationArgs& args) { table().permutation(args); }
+void mlp_value(const MlpValueArgs& args) { table().mlp_value(args); }
+RowErrors mlp_act(const MlpActArgs& args) { return table().mlp_act(args); }
+RowErrors mlp_update(const MlpUpdateArgs& args) { return table().mlp_update(args); }
+RowErrors mlp_kl(const MlpUpdateArgs& args) { return table().mlp_kl(args); }
 const char* capability() { return table().name; }
 
 }  // namespace pyppo::cpu

@@ -13,6 +13,10 @@
   RowErrors sample(const SampleArgs& args);           \
   void adam(const AdamArgs& args);                    \
   void permutation(const PermutationArgs& args);      \
+  void mlp_value(const MlpValueArgs& args);           \
+  RowErrors mlp_act(const MlpActArgs& args);          \
+  RowErrors mlp_update(const MlpUpdateArgs& args);    \
+  RowErrors mlp_kl(const MlpUpdateArgs& args);        \
   }
 
 #ifdef PYPPO_ISA
