@@ -113,6 +113,8 @@ class Config:
 
     hidden_sizes: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers, of the actor and of the critic alike; empty: linear."""
+    shared_trunk: bool = False
+    """Let actor and critic share the hidden layers, with a linear head each."""
     activation: Literal["tanh", "relu", "elu", "silu"] = "tanh"
     """Activation of the hidden layers."""
     log_std_init: float = 0.0
@@ -357,6 +359,7 @@ _RULES: dict[str, _Rule] = {
     "norm_reward": _FLAG,
     "clip_reward": _POSITIVE_OR_NONE,
     "hidden_sizes": _Rule(_sizes, "a sequence of integers of at least 1", lambda value: all(n >= 1 for n in value)),
+    "shared_trunk": _FLAG,
     "activation": _choice("tanh", "relu", "elu", "silu"),
     "log_std_init": _Rule(_float, "a finite number"),
     "action_bounds": _choice("clip", "rescale"),
