@@ -31,17 +31,15 @@ class OptimizerState:
         self.exp_avg, self.exp_avg_sq = torch.zeros_like(self.flat.data), torch.zeros_like(self.flat.data)
         self.step = torch.zeros(1, dtype=torch.int64, device=device)
 
-    def check(self) -> bool:
-        """Bind again if the parameters moved (see `FlatParameters.check`); whether they did.
+    def check(self) -> None:
+        """Bind again if the parameters moved (see `FlatParameters.check`).
 
         Raises:
             ValueError: they moved to another device.
         """
-        before = self.flat.data
         self.exp_avg, self.exp_avg_sq = self.flat.check(self.exp_avg, self.exp_avg_sq)
         if self.flat.data.device != self.device:
             raise ValueError(f"the policy was moved to {self.flat.data.device}; this run's device is {self.device}")
-        return self.flat.data is not before
 
     def state_dict(self) -> dict[str, Tensor]:
         """Copies: `step` [1] and the moments as `exp_avg.<parameter>`, `exp_avg_sq.<parameter>`."""

@@ -57,9 +57,11 @@ class TorchEngine:
         ValueError: a KL objective or schedule, or `action_bounds="rescale"`, is asked of a policy without `heads`.
     """
 
+    name = "torch"
+
     def __init__(self, policy: nn.Module, config: Config, device: torch.device, distribution: Distribution) -> None:
         self.policy: Any = policy.to(device)
-        self.config, self.device, self.distribution = config, device, distribution
+        self.config, self.device, self.distribution, self.reason = config, device, distribution, ""
         self.fused = hasattr(policy, "heads")
         if not self.fused and distribution.action_bounds == "rescale":
             raise ValueError(
