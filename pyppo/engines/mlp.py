@@ -13,7 +13,7 @@ from pyppo.policy import MLPPolicy
 
 _ACTIVATIONS: dict[type[nn.Module], str] = {nn.Tanh: "tanh", nn.ReLU: "relu", nn.ELU: "elu", nn.SiLU: "silu"}
 _METHODS = ("heads", "prepare", "value", "evaluate")  # an MLPPolicy's forward pass, which must be its own
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_CHANGES = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "forward")
 _DTYPES = (torch.float32, torch.float64)
 
 
@@ -103,10 +103,9 @@ def _two_that_differ(activations: dict[str, str]) -> tuple[str, str]:
 
 
 def _check_plain(module: nn.Module, place: str) -> None:
-    if any(getattr(module, hooks) for hooks in _HOOKS):
-        raise UnfitError(f"{place} has hooks")
-    if "forward" in vars(module):
-        raise UnfitError(f"{place} has a forward() of its own")
+    own = vars(module)  # read straight: every rollout and update comes here, and a module's attributes are slow
+    if any(map(own.get, _CHANGES)):
+        raise UnfitError(f"{place} has {'a forward() of its own' if 'forward' in own else 'hooks'}")
 
 
 def _check_widths(
@@ -132,10 +131,10 @@ def _check_parameters(mlp: Mlp, policy: MLPPolicy, distribution: Distribution) -
         used.append(mlp.log_std)
     if len({id(p) for p in used}) < len(used):
         raise UnfitError("two layers share a parameter")
-    names = {id(p): name for name, p in policy.named_parameters()}
     for p in used:
         if (wrong := _unfit_parameter(p, used[0].dtype)) is not None:
-            raise UnfitError(f"parameter {names.get(id(p), 'of a layer')} {wrong}")
+            name = next((name for name, q in policy.named_parameters() if q is p), "of a layer")
+            raise UnfitError(f"parameter {name} {wrong}")
 
 
 def _unfit_parameter(p: Tensor, dtype: torch.dtype) -> str | None:

@@ -80,8 +80,8 @@ class NativeEngine:
 
     def act(self, rollout: Rollout, t: int, rows: slice) -> np.ndarray:
         """Fill row `t` of `rows` with action, log-prob and value; return the environment's actions [n, *shape]."""
-        if t == 0 or rollout is not self._rollout:
-            self._ready(rollout)
+        if rollout is not self._rollout or (t == 0 and rows.start == 0):
+            self._ready(rollout, look=True)
         if self._inputs.prepared:
             self._inputs.fill((t, rows))
         self._act(t, rows.start, rows.stop - rows.start)
@@ -138,19 +138,25 @@ class NativeEngine:
 
     # --- binding -----------------------------------------------------------------------------------------------------
 
-    def _ready(self, rollout: Rollout) -> None:
-        """Bind to this rollout and to the policy as it is now, if either is another than before."""
+    def _ready(self, rollout: Rollout, look: bool = False) -> None:
+        """Bind to this rollout and to the parameters where they are now; `look` at the modules even if none moved.
+
+        Raises:
+            ValueError: the policy was changed into what cannot run here.
+        """
         self.optimizer.check()
-        try:
-            mlp = read_mlp(self.policy, self.distribution)
-        except UnfitError as reason:
-            raise ValueError(f"the policy was changed so that engine 'native' cannot run it: {reason}") from reason
-        normalizer = self.policy.normalizer
-        bound_to = (*mlp[:-1], normalizer, None if normalizer is None else normalizer.clip)
-        # A parameter that moved, log_std too, means another flat buffer.
-        if rollout is not self._rollout or self._params is not self.flat.data or self._bound_to != bound_to:
-            self._bind(rollout, mlp)
-            self._params, self._bound_to = self.flat.data, bound_to
+        moved = rollout is not self._rollout or self._params is not self.flat.data
+        if moved or look:
+            try:
+                mlp = read_mlp(self.policy, self.distribution)
+            except UnfitError as reason:
+                raise ValueError(f"the policy was changed so that engine 'native' cannot run it: {reason}") from reason
+            normalizer = self.policy.normalizer
+            # Without log_std, which cannot change and leave the flat buffer where it is.
+            bound_to = (*mlp[:-1], normalizer, None if normalizer is None else normalizer.clip)
+            if moved or bound_to != self._bound_to:
+                self._bind(rollout, mlp)
+                self._params, self._bound_to = self.flat.data, bound_to
         self._inputs.refresh()
 
     def _bind(self, rollout: Rollout, mlp: Mlp) -> None:
