@@ -212,13 +212,14 @@ def test_every_ratio_is_one_at_first(name, activation, hidden_sizes, shared_trun
 @pytest.mark.parametrize("name", ["discrete", "box"])
 @DOUBLE
 @pytest.mark.parametrize("shared_trunk", [False, True])
-def test_threads_change_no_bit(name, double, shared_trunk, kernel_threads):
+@pytest.mark.parametrize("hidden_sizes", [(64, 64), (64, 3), (7, 31)])
+def test_threads_change_no_bit(name, double, shared_trunk, hidden_sizes, kernel_threads):
     space, shape = SPACES[name], {"steps": 64, "rows": 64}
     config = settings(num_steps=64, num_envs=64, num_minibatches=3, update_epochs=2, objective="kl", target_kl=10.0)
     results = []
     for threads in (1, 2, 7):
         kernel_threads(threads)
-        how = {"double": double, "hidden_sizes": (64, 64), "shared_trunk": shared_trunk}
+        how = {"double": double, "hidden_sizes": hidden_sizes, "shared_trunk": shared_trunk}
         engine = engine_on("native", space, config, **how)
         rollout = filled(engine, space, **shape)
         metrics = engine.update(rollout, schedule(config), 0)
