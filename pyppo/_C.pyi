@@ -1,6 +1,6 @@
 """The compiled kernels as csrc/bindings.cpp has them: positional only. `pyppo.ops` is the documented face."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -122,3 +122,101 @@ def set_num_threads(count: int, /) -> None: ...
 def get_num_threads() -> int: ...
 def cpu_capability() -> str: ...
 def build_info() -> dict[str, Any]: ...
+
+class MlpEngine:
+    """An MLP policy bound to its parameters, its optimiser's state and a rollout, all on the CPU and contiguous.
+
+    Keeps the tensors and reads and writes them in place: bind anew when one of them is replaced. P parameters, T steps
+    of N environments, F features, A parameters of a distribution, D components of a normal one, K of a discrete one.
+    Any wrong dtype, shape or range: a TypeError or ValueError that names the argument.
+
+    Args:
+        params, grads, exp_avg, exp_avg_sq: [P] float32 or float64, which is the arithmetic's dtype.
+        step: int64 [1], Adam's t.
+        layers: (inputs, outputs, offset of weight [outputs, inputs] in params, offset of bias) of trunk, actor, critic
+            in this order; all are activated but the last of actor and of critic.
+        num_trunk, num_actor, num_critic: how many of the layers each has; the trunk may have none.
+        activation: "tanh", "relu", "elu" or "silu".
+        log_std_offset: of log_std [D] in params; -1 where there is none.
+        distribution: "categorical", "multi_categorical" (with nvec), "bernoulli" or "normal".
+        obs: float32 [T+1, N, F].
+        obs_mean, obs_scale: float32 [F] or both None: networks see clip((obs - mean) * scale), to plus or minus
+            obs_clip where that is not None.
+        actions: int64 or, normal, float32 [T, N, ...].
+        logp, advantages, returns: float32 [T, N]. values: float32 [T+1, N].
+        steps: int64 [N], the counters of the rows' noise; read only.
+        old_params, old_log_std: float32 [T, N, A] and [T, N, D], the acting distribution; None: not kept.
+        env_actions: [N, ...] of (u)int8, int16, int32, int64, float32 or float64, what the environments are sent.
+        action_start: int64 [K], added to discrete actions; None: 0.
+        action_low, action_high: float64 [D], bounds of what is sent, infinite where there is none (normal).
+        rescale: whether [-1, 1] is mapped onto the bounds.
+        noise_seed, order_seed: of the actions and of the minibatches.
+    """
+
+    def __init__(
+        self,
+        *,
+        params: Tensor,
+        grads: Tensor,
+        exp_avg: Tensor,
+        exp_avg_sq: Tensor,
+        step: Tensor,
+        layers: Sequence[tuple[int, int, int, int]],
+        num_trunk: int,
+        num_actor: int,
+        num_critic: int,
+        activation: str,
+        log_std_offset: int,
+        distribution: str,
+        nvec: Sequence[int] | None,
+        obs: Tensor,
+        obs_mean: Tensor | None,
+        obs_scale: Tensor | None,
+        obs_clip: float | None,
+        actions: Tensor,
+        logp: Tensor,
+        values: Tensor,
+        advantages: Tensor,
+        returns: Tensor,
+        steps: Tensor,
+        old_params: Tensor | None,
+        old_log_std: Tensor | None,
+        env_actions: Tensor,
+        action_start: Tensor | None,
+        action_low: Tensor | None,
+        action_high: Tensor | None,
+        rescale: bool,
+        noise_seed: int,
+        order_seed: int,
+    ) -> None: ...
+    # Rows first to first + count of step t; a ValueError names the row that has no distribution to draw from.
+    def act(self, t: int, first: int, count: int, /) -> None: ...
+    # float32 [n, F], normalised like the rollout's -> float32 [n].
+    def value(self, obs: Tensor, /) -> Tensor: ...
+    # values[T] from obs[T].
+    def bootstrap(self) -> None: ...
+    # rows: int64 [n], flat indices t * N + n. Returns float64 [minibatches seen, 10]: the loss's stats [8], the
+    # gradient's norm, and 1.0 if the step was taken. Ends before a step whose approximate KL is above kl_limit.
+    def update(
+        self,
+        rows: Tensor,
+        iteration: int,
+        epochs: int,
+        num_minibatches: int,
+        *,
+        objective: str,
+        clip_coef: float,
+        clip_coef_high: float | None,
+        dual_clip: float | None,
+        value_clip_coef: float | None,
+        kl_coef: float,
+        ent_coef: float,
+        vf_coef: float,
+        norm_adv: bool,
+        learning_rate: float,
+        eps: float,
+        max_grad_norm: float | None,
+        kl_limit: float | None,
+    ) -> Tensor: ...
+    # Mean KL(old || present) over the rows.
+    def exact_kl(self, rows: Tensor, /) -> float: ...

@@ -34,7 +34,8 @@ KEEP = 3
 _STATE = ("step", "iteration", "rebuild", "time", "kl_coef", "learning_rate", "episodes", "episodes_total")
 # What a run's tensors were shaped and trained by: a resumed run cannot have it otherwise.
 _FIXED = (
-    "env_id", "num_envs", "norm_obs", "clip_obs", "hidden_sizes", "activation", "log_std_init", "action_bounds",
+    "env_id", "num_envs", "norm_obs", "clip_obs", "hidden_sizes", "shared_trunk", "activation", "log_std_init",
+    "action_bounds",
 )  # fmt: skip
 _HASHED = {"model.safetensors": "sha256", "optimizer.safetensors": "optimizer_sha256"}
 

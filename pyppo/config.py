@@ -42,7 +42,8 @@ class Config:
     """Steps that each environment takes for one rollout (T)."""
     num_groups: int = 1
     """Groups that the environments are served in, each its own pool; one steps while the policy acts for another.
-    Changes speed; results only to rounding, since a matrix product's last bits depend on the batch size."""
+    Changes speed; results not at all with engine "native", else only to rounding, since the last bits of torch's matrix
+    products depend on the batch size."""
     env_threads: int = 0
     """EnvPool threads a group; 0 chooses: one for cheap environments and few rows, else one for each core. Changes
     speed, never results."""
@@ -113,6 +114,8 @@ class Config:
 
     hidden_sizes: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers, of the actor and of the critic alike; empty: linear."""
+    shared_trunk: bool = False
+    """Let actor and critic share the hidden layers, with a linear head each."""
     activation: Literal["tanh", "relu", "elu", "silu"] = "tanh"
     """Activation of the hidden layers."""
     log_std_init: float = 0.0
@@ -121,9 +124,9 @@ class Config:
     """How continuous actions meet finite bounds: a clipped copy is sent, or [-1, 1] is clipped and stretched to the
     bounds."""
 
-    engine: Literal["auto", "torch"] = "auto"
-    """Who runs the policy and the update; "auto" takes the fastest that can run the policy: "torch", until there are
-    others."""
+    engine: Literal["auto", "torch", "native"] = "auto"
+    """Who runs the policy and the update: "native", all in C++, for the built-in policy on the CPU; "torch", for every
+    policy and device; "auto" takes native where it can run the policy."""
     device: str = "auto"
     """"cpu", "cuda", "cuda:<index>", or "auto": where the policy's parameters are, which for the built-in policy is the
     CPU."""
@@ -357,10 +360,11 @@ _RULES: dict[str, _Rule] = {
     "norm_reward": _FLAG,
     "clip_reward": _POSITIVE_OR_NONE,
     "hidden_sizes": _Rule(_sizes, "a sequence of integers of at least 1", lambda value: all(n >= 1 for n in value)),
+    "shared_trunk": _FLAG,
     "activation": _choice("tanh", "relu", "elu", "silu"),
     "log_std_init": _Rule(_float, "a finite number"),
     "action_bounds": _choice("clip", "rescale"),
-    "engine": _choice("auto", "torch"),
+    "engine": _choice("auto", "torch", "native"),
     "device": _Rule(_str, "'auto', 'cpu', 'cuda' or 'cuda:<index>'", lambda value: bool(_DEVICE.fullmatch(value))),
     "torch_threads": _at_least(1),
     "run_dir": _Rule(_str, "a non-empty string, or None", lambda value: value != "", optional=True),

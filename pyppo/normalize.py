@@ -93,10 +93,14 @@ class ObservationNormalizer(nn.Module):
         """Entries `[n, ...]`, float ones normalised in float32. Changes no statistics."""
         return {name: self._normalize(name, x) if name in self.statistics else x for name, x in obs.items()}
 
-    def _normalize(self, name: str, x: Tensor) -> Tensor:
+    def mean_and_scale(self, name: str) -> tuple[Tensor, Tensor]:
+        """What is taken off a float entry, and what the rest is multiplied by: float32, of the entry's shape."""
         statistics = cast("RunningMeanStd", self.statistics[name])
-        scale = torch.rsqrt(statistics.var + _EPSILON).float()
-        x = (x.float() - statistics.mean.float()) * scale
+        return statistics.mean.float(), torch.rsqrt(statistics.var + _EPSILON).float()
+
+    def _normalize(self, name: str, x: Tensor) -> Tensor:
+        mean, scale = self.mean_and_scale(name)
+        x = (x.float() - mean) * scale
         return x if self.clip is None else x.clamp(-self.clip, self.clip)
 
     def update(self, obs: dict[str, Tensor]) -> None:

@@ -29,6 +29,7 @@ from pyppo.results import LossGrads, LossMetrics, Sample
 __all__ = [
     "LossGrads",
     "LossMetrics",
+    "MlpEngine",
     "Sample",
     "adam",
     "build_info",
@@ -43,6 +44,9 @@ __all__ = [
     "set_num_threads",
     "surrogate_loss",
 ]
+
+MlpEngine = _C.MlpEngine
+"""An MLP policy's forward pass, sampling and whole update on the CPU; `pyppo.engines.native_engine` drives it."""
 
 Family = Literal["categorical", "multi_categorical", "bernoulli", "normal"]
 Objective = Literal["clip", "unclipped", "kl"]

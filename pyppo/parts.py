@@ -52,6 +52,7 @@ def make_policy(config: Config, obs_space: spaces.Dict, distribution: Distributi
             obs_space,
             distribution,
             hidden_sizes=config.hidden_sizes,
+            shared_trunk=config.shared_trunk,
             activation=config.activation,
             log_std_init=config.log_std_init,
             norm_obs=config.norm_obs,

@@ -74,17 +74,24 @@ class Policy(Protocol):
 
 
 class MLPPolicy(nn.Module):
-    """Separate actor and critic MLPs; a diagonal Gaussian's log-std is one parameter, independent of the state.
+    """Actor and critic MLPs; a diagonal Gaussian's log-std is one parameter, independent of the state.
 
     Orthogonal weights of gain sqrt(2), 0.01 for the policy head and 1 for the value head, zero biases (Huang et al.
-    2022, "The 37 Implementation Details of Proximal Policy Optimization", core detail 2); two networks that share
-    nothing (core detail 13). The observation statistics
-    belong to the policy, so `act` takes raw observations; it never changes them.
+    2022, "The 37 Implementation Details of Proximal Policy Optimization", core detail 2). The two networks share
+    nothing (core detail 13), or with `shared_trunk` all hidden layers; each then has a linear head of its own. The
+    observation statistics belong to the policy, so `act` takes raw observations; it never changes them.
+
+    Attributes:
+        trunk: the shared hidden layers, each with its activation; empty where nothing is shared.
+        actor, critic: from the trunk's output (the features, where it is empty) to the distribution's parameters
+            [B, A] and the value [B, 1].
+        log_std: parameter [D] (normal only).
 
     Args:
         obs_space: the observation entries, one named "obs" for plain arrays; shapes and dtypes are what matters.
         distribution: the action distribution.
-        hidden_sizes: widths of the hidden layers of either network.
+        hidden_sizes: widths of the hidden layers, of either network or of the trunk.
+        shared_trunk: whether actor and critic share the hidden layers.
         activation: "tanh", "relu", "elu" or "silu".
         log_std_init: initial log standard deviation (normal only).
         norm_obs: normalise float observations by running statistics that belong to the policy.
@@ -99,6 +106,7 @@ class MLPPolicy(nn.Module):
         distribution: Distribution,
         *,
         hidden_sizes: Sequence[int] = (64, 64),
+        shared_trunk: bool = False,
         activation: str = "tanh",
         log_std_init: float = 0.0,
         norm_obs: bool = False,
@@ -117,13 +125,17 @@ class MLPPolicy(nn.Module):
         self.metadata: dict[str, Any] = dict(metadata or {})
         self._settings = {
             "obs_dtypes": {key: str(space.dtype) for key, space in obs_space.items()},
-            "hidden_sizes": list(hidden_sizes), "activation": activation, "norm_obs": norm_obs, "clip_obs": clip_obs,
+            "hidden_sizes": list(hidden_sizes), "shared_trunk": shared_trunk, "activation": activation,
+            "norm_obs": norm_obs, "clip_obs": clip_obs,
         }  # fmt: skip
         self._noise = (stream_seed(seed, "policy.act"), 0)
         generator = torch.Generator().manual_seed(seed)
         num_features = sum(math.prod(shape) for shape in self.obs_shapes.values())
-        self.actor = _mlp(num_features, hidden_sizes, distribution.num_params, activation, 0.01, generator)
-        self.critic = _mlp(num_features, hidden_sizes, 1, activation, 1.0, generator)
+        shared, own = (hidden_sizes, ()) if shared_trunk else ((), hidden_sizes)
+        self.trunk = nn.Sequential(*_hidden(num_features, shared, activation, generator))
+        width = shared[-1] if shared else num_features
+        self.actor = _mlp(width, own, distribution.num_params, activation, 0.01, generator)
+        self.critic = _mlp(width, own, 1, activation, 1.0, generator)
         if distribution.kind == "normal":
             self.log_std = nn.Parameter(torch.full((distribution.num_params,), float(log_std_init)))
 
@@ -140,14 +152,15 @@ class MLPPolicy(nn.Module):
     def heads(self, obs: Mapping[str, Tensor] | Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Distribution parameters and value [B] of raw observations (a dict) or of `prepare`'s features (a tensor)."""
         features = obs if isinstance(obs, Tensor) else self.prepare(obs)
-        output, value = self.actor(features), self.critic(features).squeeze(1)
+        hidden = self.trunk(features)
+        output, value = self.actor(hidden), self.critic(hidden).squeeze(1)
         if self.distribution.kind == "normal":
             return {"mean": output, "log_std": self.log_std}, value
         return {"logits": output}, value
 
     def value(self, obs: Mapping[str, Tensor] | Tensor) -> Tensor:
         """The critic's value [B]; observations as in `heads`."""
-        return self.critic(obs if isinstance(obs, Tensor) else self.prepare(obs)).squeeze(1)
+        return self.critic(self.trunk(obs if isinstance(obs, Tensor) else self.prepare(obs))).squeeze(1)
 
     def evaluate(
         self, obs: Mapping[str, Tensor] | Tensor, actions: Tensor, state: Any = None
@@ -196,6 +209,7 @@ class MLPPolicy(nn.Module):
     def from_dict(cls, spec: Mapping[str, Any]) -> MLPPolicy:
         """The module that `to_dict` described, with fresh weights."""
         settings = {name: spec[name] for name in ("hidden_sizes", "activation", "norm_obs", "clip_obs", "metadata")}
+        settings["shared_trunk"] = spec.get("shared_trunk", False)  # recipes did not always have it
         boxes: dict[str, spaces.Space] = {
             key: _unbounded(shape, spec["obs_dtypes"][key]) for key, shape in spec["obs_shapes"].items()
         }
@@ -230,11 +244,15 @@ def _unbounded(shape: Sequence[int], dtype: str) -> spaces.Box:
 def _mlp(
     inputs: int, hidden: Sequence[int], outputs: int, activation: str, gain: float, generator: torch.Generator
 ) -> nn.Sequential:
+    layers = _hidden(inputs, hidden, activation, generator)
+    return nn.Sequential(*layers, _linear([inputs, *hidden][-1], outputs, gain, generator))
+
+
+def _hidden(inputs: int, hidden: Sequence[int], activation: str, generator: torch.Generator) -> list[nn.Module]:
     layers: list[nn.Module] = []
-    widths = [inputs, *hidden]
-    for fan_in, fan_out in pairwise(widths):
+    for fan_in, fan_out in pairwise([inputs, *hidden]):
         layers += [_linear(fan_in, fan_out, math.sqrt(2.0), generator), _ACTIVATIONS[activation]()]
-    return nn.Sequential(*layers, _linear(widths[-1], outputs, gain, generator))
+    return layers
 
 
 def _linear(fan_in: int, fan_out: int, gain: float, generator: torch.Generator) -> nn.Linear:

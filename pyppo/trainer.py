@@ -16,7 +16,7 @@ from pyppo import checkpoint as checkpoints
 from pyppo import ops, report
 from pyppo.actions import Distribution, stream_seed
 from pyppo.config import Config
-from pyppo.engines import Schedule, make_engine, valid_indices
+from pyppo.engines import Schedule, describe, make_engine, valid_indices
 from pyppo.envs import Envs, as_groups
 from pyppo.normalize import ObservationNormalizer, RewardScaler
 from pyppo.parts import make_groups, make_policy, torch_threads
@@ -186,6 +186,8 @@ class Trainer:
         Called again after that, it goes on: in new episodes where Ctrl-C came while the environments stepped.
         """
         self._reporter = report.make_reporter(self.config.total_timesteps, quiet=self._quiet)
+        if not self._quiet:
+            self._reporter.message(describe(self.engine))
         interrupted = False
         try:
             while self.steps < self.config.total_timesteps:
@@ -375,6 +377,7 @@ class Trainer:
             "step": self.steps, "iteration": self.iteration, "rebuild": self.rebuild, "time": self.clock.total,
             "kl_coef": self.kl_coef, "learning_rate": self.learning_rate, **self.history.state_dict(),
             "policy": checkpoints.policy_recipe(self.policy), "torch": torch.__version__,
+            "engine": {"name": self.engine.name, "reason": self.engine.reason},
             "partial_update": self._partial_update,
         }  # fmt: skip
         path = checkpoints.save_checkpoint(self.run_dir, self.policy.state_dict(), tensors, state)

@@ -182,6 +182,41 @@ def test_recipe_makes_the_same_module():
     assert isinstance(policy, Policy)
 
 
+def test_a_shared_trunk_is_the_networks_hidden_part():
+    """The hidden layers are one set of parameters; each head is linear, and has its own gain."""
+    policy = policy_for(spaces.Discrete(4), hidden_sizes=(8, 6), shared_trunk=True)
+    assert [name for name, _ in policy.named_parameters()] == [
+        f"{part}.{kind}" for part in ("trunk.0", "trunk.2", "actor.0", "critic.0") for kind in ("weight", "bias")
+    ]
+    torch.testing.assert_close(policy.trunk[2].weight @ policy.trunk[2].weight.T, 2.0 * torch.eye(6))
+    torch.testing.assert_close(policy.actor[0].weight @ policy.actor[0].weight.T, 1e-4 * torch.eye(4))
+    torch.testing.assert_close(policy.critic[0].weight.norm(), torch.tensor(1.0))
+    obs = {"obs": torch.randn(5, 3)}
+    hidden = torch.tanh(policy.trunk[2](torch.tanh(policy.trunk[0](obs["obs"]))))
+    params, value = policy.heads(obs)
+    torch.testing.assert_close(params["logits"], policy.actor[0](hidden))
+    torch.testing.assert_close(value, policy.critic[0](hidden).squeeze(1))
+    assert torch.equal(policy.value(obs), value)
+    again = MLPPolicy.from_dict(json.loads(json.dumps(policy.to_dict())))
+    again.load_state_dict(policy.state_dict())
+    assert torch.equal(again.value(obs), value)
+
+
+def test_a_trunk_without_layers_is_linear():
+    policy = policy_for(spaces.Discrete(4), hidden_sizes=(), shared_trunk=True)
+    assert [name for name, _ in policy.named_parameters()] == [
+        "actor.0.weight", "actor.0.bias", "critic.0.weight", "critic.0.bias",
+    ]  # fmt: skip
+    assert policy.value({"obs": torch.randn(5, 3)}).shape == (5,)
+
+
+def test_recipes_from_before_there_was_a_trunk_are_read():
+    policy = policy_for(spaces.Discrete(4))
+    recipe = policy.to_dict()
+    assert recipe.pop("shared_trunk") is False
+    MLPPolicy.from_dict(recipe).load_state_dict(policy.state_dict())
+
+
 # --- flat parameters --------------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,5 @@
-"""pyppo/_C.pyi says what pyppo/_C has: the same names, and for each function arguments and results of the same types.
+"""pyppo/_C.pyi says what pyppo/_C has: the same names, and for each function arguments and results of the same types;
+of a class, the same methods.
 
 A function's docstring begins with its signature. An argument without a type is an object there, which the bindings
 check by name.
@@ -16,6 +17,7 @@ from pyppo import _C
 
 STUB = ast.parse((Path(__file__).parents[1] / "pyppo" / "_C.pyi").read_text())
 FUNCTIONS = {node.name: node for node in STUB.body if isinstance(node, ast.FunctionDef)}
+CLASSES = {node.name: node for node in STUB.body if isinstance(node, ast.ClassDef)}
 
 PLAIN = {  # what pybind11 takes for a C++ number, and the stub's word for it; all else is passed as an object
     "typing.SupportsFloat | typing.SupportsIndex": "float",
@@ -33,7 +35,13 @@ def signature(name: str) -> ast.FunctionDef:
 
 
 def test_stub_and_module_have_the_same_names() -> None:
-    assert set(FUNCTIONS) == {name for name in vars(_C) if not name.startswith("_")}
+    assert set(FUNCTIONS) | set(CLASSES) == {name for name in vars(_C) if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_stub_and_class_have_the_same_methods(name: str) -> None:
+    methods = {node.name for node in CLASSES[name].body if isinstance(node, ast.FunctionDef)}
+    assert methods - {"__init__"} == {method for method in vars(getattr(_C, name)) if not method.startswith("_")}
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

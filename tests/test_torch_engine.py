@@ -42,7 +42,7 @@ class WithoutHeads(nn.Module):
 def settings(**fields):
     return Config(**{
         "env_id": "none", "num_envs": N, "num_steps": T, "num_minibatches": 4, "update_epochs": 3, "ent_coef": 0.01,
-        "device": "cpu", "run_dir": None, **fields,
+        "engine": "torch", "device": "cpu", "run_dir": None, **fields,
     })  # fmt: skip
 
 

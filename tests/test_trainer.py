@@ -440,6 +440,7 @@ REFUSED = {
     "a total already passed": ({"total_timesteps": 200}, "is complete at step"),
     "another environment": ({"env_id": "other"}, "env_id is 'other'; it must be 'probe'"),
     "another policy": ({"hidden_sizes": (9,)}, r"hidden_sizes is \(9,\); it must be \(8,\)"),
+    "a trunk": ({"shared_trunk": True}, "shared_trunk is True; it must be False"),
     "another activation": ({"activation": "relu"}, "activation is 'relu'; it must be 'tanh'"),
     "another clip": ({"clip_obs": 5.0}, r"clip_obs is 5\.0; it must be 10\.0"),
     "statistics from nowhere": ({"norm_obs": True}, "norm_obs is True; it must be False"),
@@ -563,6 +564,14 @@ def test_the_settings_reach_policy_and_statistics():
     assert trainer.policy.log_std.tolist() == pytest.approx([-0.7])
     assert [type(layer).__name__ for layer in trainer.policy.actor] == ["Linear", "SiLU", "Linear", "SiLU", "Linear"]
     assert [layer.out_features for layer in trainer.policy.actor[::2]] == [5, 6, 1]
+
+
+def test_a_shared_trunk_is_made_and_trained():
+    trainer = Trainer(config_for(shared_trunk=True, hidden_sizes=(5, 6)), probes.ObservationAction(), quiet=True)
+    assert [layer.out_features for layer in trainer.policy.trunk[::2]] == [5, 6]
+    before = {name: p.clone() for name, p in trainer.policy.named_parameters()}
+    trainer.step()
+    assert not [name for name, p in trainer.policy.named_parameters() if torch.equal(p, before[name])]
 
 
 @envpool

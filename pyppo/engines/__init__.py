@@ -31,6 +31,10 @@ class Schedule(NamedTuple):
 class Engine(Protocol):
     """Acts, values and updates. Every engine must produce what `TorchEngine` does, to rounding."""
 
+    name: str
+    """As `Config.engine` calls it."""
+    reason: str
+    """Why it is this one that runs, for the run's log."""
     device: torch.device
     """Where the rollout must lie."""
     dist_shapes: dict[str, tuple[int, ...]] | None
@@ -70,17 +74,33 @@ class Engine(Protocol):
 
 
 def make_engine(config: Config, policy: nn.Module, distribution: Distribution) -> Engine:
-    """The engine that `config.engine` names, on `config.device`. There is one so far, which "auto" takes too.
+    """The engine that `config.engine` names, on `config.device`; "auto" is native where it can run the policy.
 
     Raises:
-        ValueError: the device cannot be had, or the settings ask for what the policy cannot give.
+        ValueError: the device cannot be had, the settings ask for what the policy cannot give, or the engine that is
+            asked for cannot run it.
     """
+    from pyppo.engines.native_engine import NativeEngine, why_not
     from pyppo.engines.torch_engine import TorchEngine
 
     device = resolve_device(config.device, policy)
-    if config.engine == "auto":
-        _log.info("engine: torch on %s (the only one there is)", device)
-    return TorchEngine(policy, config, device, distribution)
+    unfit = why_not(policy, device, distribution) if config.engine == "auto" else None
+    engine: Engine
+    if config.engine == "native" or (config.engine == "auto" and unfit is None):
+        engine = NativeEngine(policy, config, device, distribution)
+    else:
+        engine = TorchEngine(policy, config, device, distribution)
+    if config.engine != "auto":
+        engine.reason = "as asked for"
+    else:
+        engine.reason = "an MLP on the CPU" if unfit is None else f"native cannot: {unfit}"
+    _log.info(describe(engine))
+    return engine
+
+
+def describe(engine: Engine) -> str:
+    """One line for a log: which engine runs where, and why it."""
+    return f"engine: {engine.name} on {engine.device} ({engine.reason})"
 
 
 def resolve_device(name: str, policy: nn.Module) -> torch.device:

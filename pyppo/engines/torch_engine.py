@@ -15,10 +15,11 @@ from pyppo import ops
 from pyppo.actions import Distribution, stream_seed
 from pyppo.config import Config
 from pyppo.engines import Schedule, as_tensors, valid_indices
-from pyppo.policy import FlatParameters, Minibatch
+from pyppo.engines.objective import APPROX_KL, STATS, dist_shapes, kl_limit, loss_settings, mean_metrics
+from pyppo.engines.optimizer import OptimizerState
+from pyppo.policy import Minibatch
 from pyppo.rollout import Rollout
 
-_STATS = ("loss", "policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "kl")
 _KL_CHUNK = 16384  # rows of one forward pass where the exact KL of the whole batch is wanted
 
 
@@ -56,19 +57,20 @@ class TorchEngine:
         ValueError: a KL objective or schedule, or `action_bounds="rescale"`, is asked of a policy without `heads`.
     """
 
+    name = "torch"
+
     def __init__(self, policy: nn.Module, config: Config, device: torch.device, distribution: Distribution) -> None:
         self.policy: Any = policy.to(device)
-        self.config, self.device, self.distribution = config, device, distribution
+        self.config, self.device, self.distribution, self.reason = config, device, distribution, ""
         self.fused = hasattr(policy, "heads")
         if not self.fused and distribution.action_bounds == "rescale":
             raise ValueError(
                 "action_bounds is 'rescale'; it must be 'clip': a policy without heads() acts in the environment's "
                 "own coordinates"
             )
-        self.dist_shapes = _dist_shapes(config, distribution, self.fused)
-        self.flat = FlatParameters(policy)
-        self.exp_avg, self.exp_avg_sq = torch.zeros_like(self.flat.data), torch.zeros_like(self.flat.data)
-        self.step = torch.zeros(1, dtype=torch.int64, device=device)
+        self.dist_shapes = dist_shapes(config, distribution, self.fused)
+        self.optimizer = OptimizerState(policy, device)
+        self.flat, self.step = self.optimizer.flat, self.optimizer.step
         self._noise_seed = stream_seed(config.seed, "act")
         self._order_seed = stream_seed(config.seed, "minibatches")
 
@@ -131,16 +133,16 @@ class TorchEngine:
 
     def update(self, rollout: Rollout, schedule: Schedule, iteration: int) -> dict[str, float]:
         """All epochs over one rollout whose advantages and returns are set; the metrics, means over its rows."""
-        self._check_parameters()
+        self.optimizer.check()
         batch = self._flatten(rollout)
         rows = valid_indices(rollout.valid)
-        limit = None if self.config.target_kl is None else 1.5 * self.config.target_kl
+        limit = kl_limit(self.config)
         stopped = None if limit is None else torch.zeros(1, dtype=torch.bool, device=self.device)
         log = _MetricsLog()
         for minibatch in self._minibatches(batch, rows, iteration, stopped):
             stats = self._backward(minibatch, schedule)
             if stopped is not None and limit is not None:
-                stopped |= stats[_STATS.index("approx_kl")] > limit
+                stopped |= stats[APPROX_KL] > limit
             log.add(stats, self._step(schedule, stopped), stopped)
         metrics = log.read()
         if self.device.type == "cuda":
@@ -222,21 +224,12 @@ class TorchEngine:
         return loss, metrics.stats
 
     def _loss_arguments(self, data: Minibatch, schedule: Schedule) -> dict[str, Any]:
-        config = self.config
         return {
             "old_logp": data.logp,
             "advantages": data.advantages,
-            "old_values": data.values if config.clip_vloss else None,
+            "old_values": data.values if self.config.clip_vloss else None,
             "returns": data.returns,
-            "objective": config.objective,
-            "clip_coef": schedule.clip_coef,
-            "clip_coef_high": config.clip_coef_high,
-            "dual_clip": config.dual_clip,
-            "value_clip_coef": schedule.clip_coef if config.clip_vloss else None,
-            "kl_coef": schedule.kl_coef if config.objective == "kl" else 0.0,
-            "ent_coef": schedule.ent_coef,
-            "vf_coef": config.vf_coef,
-            "norm_adv": config.norm_adv == "minibatch",
+            **loss_settings(self.config, schedule),
         }
 
     def _step(self, schedule: Schedule, skip: Tensor | None) -> Tensor:
@@ -244,8 +237,8 @@ class TorchEngine:
         norm = ops.adam(
             self.flat.data,
             self.flat.grad,
-            self.exp_avg,
-            self.exp_avg_sq,
+            self.optimizer.exp_avg,
+            self.optimizer.exp_avg_sq,
             self.step,
             learning_rate=schedule.learning_rate,
             eps=self.config.adam_eps,
@@ -262,32 +255,18 @@ class TorchEngine:
         for index in rows.split(_KL_CHUNK):
             chunk = batch.select(index)
             stats, _, _ = self._fused_loss(chunk, schedule, *self.policy.heads(chunk.data.obs))
-            total += stats[_STATS.index("kl")] * len(index)
+            total += stats[STATS.index("kl")] * len(index)
         return float(total) / len(rows)
 
     # --- state -------------------------------------------------------------------------------------------------------
 
-    def _check_parameters(self) -> None:
-        self.exp_avg, self.exp_avg_sq = self.flat.check(self.exp_avg, self.exp_avg_sq)
-        if self.flat.data.device != self.device:
-            raise ValueError(f"the policy was moved to {self.flat.data.device}; this run's device is {self.device}")
-
     def state_dict(self) -> dict[str, Tensor]:
         """The optimiser: `step` [1] and the moments as `exp_avg.<parameter>`, `exp_avg_sq.<parameter>`."""
-        self._check_parameters()
-        moments = {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
-        named = {f"{kind}.{name}": x for kind, flat in moments.items() for name, x in self.flat.split(flat).items()}
-        return {"step": self.step.clone(), **named}
+        return self.optimizer.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state_dict`, of any engine."""
-        self._check_parameters()
-        wanted = {"step", *(f"{kind}.{name}" for kind in ("exp_avg", "exp_avg_sq") for name in self.flat.names)}
-        if missing := sorted(wanted - set(state)):
-            raise ValueError(f"the optimiser state lacks {', '.join(missing)}; it must name every trainable parameter")
-        self.step.copy_(state["step"])
-        for kind, flat in (("exp_avg", self.exp_avg), ("exp_avg_sq", self.exp_avg_sq)):
-            self.flat.join({name: state[f"{kind}.{name}"] for name in self.flat.names}, flat)
+        self.optimizer.load_state_dict(state)
 
 
 class _MetricsLog:
@@ -306,26 +285,10 @@ class _MetricsLog:
             self._skipped.append(skipped.clone())
 
     def read(self) -> dict[str, float]:
-        """Means over the rows of the minibatches that were applied; NaN where there was none."""
-        names = (*_STATS, "grad_norm")
+        """Means over the rows of the minibatches that were applied."""
         if not self._stats:
-            return {**dict.fromkeys(names, float("nan")), "updates": 0.0}
+            nothing = torch.zeros(0)
+            return mean_metrics(nothing, nothing, nothing)
         stats, norms = torch.stack(self._stats).double(), torch.stack(self._norms).double()
         applied = ~torch.cat(self._skipped) if self._skipped else torch.ones_like(norms, dtype=torch.bool)
-        rows = torch.where(applied, stats[:, len(_STATS)], 0.0)  # the last statistic is the number of rows
-        table = torch.cat([stats[:, : len(_STATS)], norms[:, None]], dim=1)
-        weighted = torch.where(applied[:, None], rows[:, None] * table, 0.0)
-        *values, updates = torch.cat([weighted.sum(0) / rows.sum(), applied.sum()[None]]).tolist()
-        return {**dict(zip(names, values, strict=True)), "updates": updates}
-
-
-def _dist_shapes(config: Config, distribution: Distribution, fused: bool) -> dict[str, tuple[int, ...]] | None:
-    """The parameters of the acting distribution that a KL objective or schedule needs again."""
-    wants = [name for name in ("kl_target", "adaptive_lr_kl") if getattr(config, name) is not None]
-    wants += ["objective='kl'"] if config.objective == "kl" else []
-    if not wants:
-        return None
-    if not fused:
-        raise ValueError(f"{wants[0]} needs the exact KL, so the policy must have heads(); it has only evaluate()")
-    names = ("mean", "log_std") if distribution.kind == "normal" else ("logits",)
-    return dict.fromkeys(names, (distribution.num_params,))
+        return mean_metrics(stats, norms, applied)
