@@ -11,7 +11,7 @@ import logging
 import os
 import statistics
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 
@@ -110,11 +110,14 @@ _MAKING_SECONDS = 0.3
 """What making the trial's environments may take in all; where it would be longer, the trial has fewer of them."""
 _TRIAL_SECONDS = 0.25
 """After this there is no further round."""
+_NUM_STEPS = 32
+"""Of a rollout of the trial; a quarter where making an environment takes long, as stepping it then does too."""
+_QUICK = 0.001
 _SLICE_SECONDS = 0.004
 _ROUNDS = 5
 _HOPELESS = 0.75
 """A candidate that is slower than this share of the best is not measured again."""
-_GAIN = 1.03
+_GAIN = 1.08
 """How much faster than a simpler one a candidate must be: less is noise."""
 
 
@@ -142,8 +145,11 @@ def choose(
     if len(ways) == 1 or config.total_timesteps < _FEWEST_ROLLOUTS * config.batch_size:
         return _told(Stepping(usual))
     start = time.perf_counter()
-    num_envs = _trial_size(config, len(ways))
-    speeds = _measure(config, ways, num_envs, act, store_dist) if num_envs else {}
+    making = _making_seconds(config)
+    num_envs = _trial_size(config.num_envs, making * len(ways))
+    num_steps = _NUM_STEPS if making < _QUICK else _NUM_STEPS // 4
+    trials = [_Trial(config, way, num_envs, num_steps, act, store_dist) for way in (ways if num_envs else [])]
+    speeds = _measure(trials)
     best = usual
     for way in ways if speeds else ():
         if best not in speeds or speeds[way] > _GAIN * speeds[best]:
@@ -189,12 +195,21 @@ def _ways(config: Config, allow_groups: bool) -> list[Way]:
     return ways
 
 
-def _trial_size(config: Config, ways: int) -> int:
-    """Environments of the trial: as many as in training if they are quickly made, else fewer; 0: too slow for any."""
+def _making_seconds(config: Config) -> float:
+    """What it takes to make an environment."""
     few, start = min(4, config.num_envs), time.perf_counter()
     _make(config, Way(1, 1, False), few)
-    most = _MAKING_SECONDS / ways * few / (time.perf_counter() - start)
-    size, least = config.num_envs, 4 * len(os.sched_getaffinity(0))
+    return (time.perf_counter() - start) / few
+
+
+def _trial_size(num_envs: int, making: float) -> int:
+    """Environments of the trial: as many as in training if they are quickly made, else fewer; 0: too slow for any.
+
+    Args:
+        making: seconds that one takes, in all ways together.
+    """
+    most = _MAKING_SECONDS / making
+    size, least = num_envs, 4 * len(os.sched_getaffinity(0))
     while size > most and size % 4 == 0 and size // 2 >= least:
         size //= 2
     return size if size <= 2 * most else 0
@@ -228,14 +243,16 @@ class _Trial:
         config: Config,
         way: Way,
         num_envs: int,
+        num_steps: int,
         act: Act | None,
         store_dist: Mapping[str, tuple[int, ...]] | None,
     ) -> None:
+        self.way = way
         self._groups = _make(config, way, num_envs)
         space = self._groups[0].action_space
-        self._rollout = Rollout(16, num_envs, self._groups[0].obs_space, space, store_dist=store_dist)
+        self._rollout = Rollout(num_steps, num_envs, self._groups[0].obs_space, space, store_dist=store_dist)
         rng = np.random.default_rng(0)
-        actions = [random_actions(space, num_envs, rng) for _ in range(self._rollout.num_steps)]
+        actions = [random_actions(space, num_envs, rng) for _ in range(num_steps)]
 
         def act_and_forget(rollout: Rollout, t: int, rows: slice) -> np.ndarray:
             if act is not None:
@@ -268,24 +285,17 @@ class _Trial:
             group.close()
 
 
-def _measure(
-    config: Config,
-    ways: list[Way],
-    num_envs: int,
-    act: Act | None,
-    store_dist: Mapping[str, tuple[int, ...]] | None,
-) -> dict[Way, float]:
-    """Rows a second of each way, measured in turn."""
-    trials = {way: _Trial(config, way, num_envs, act, store_dist) for way in ways}
-    left, start = list(ways), time.perf_counter()
-    for round_ in range(1 + _ROUNDS):
-        if round_ > 2 and time.perf_counter() - start > _TRIAL_SECONDS:
+def _measure(trials: Sequence[_Trial]) -> dict[Way, float]:
+    """Rows a second of each way, measured in turn; ends the trials."""
+    left, start = list(trials), time.perf_counter()
+    for round_ in range(1 + _ROUNDS if trials else 0):
+        if round_ > 1 and time.perf_counter() - start > _TRIAL_SECONDS:
             break
-        for way in left:
-            trials[way].measure()
+        for trial in left:
+            trial.measure()
         if round_ > 0:
-            best = max(trials[way].rows_per_second() for way in left)
-            left = [way for way in left if trials[way].rows_per_second() > _HOPELESS * best]
-    for trial in trials.values():
+            best = max(trial.rows_per_second() for trial in left)
+            left = [trial for trial in left if trial.rows_per_second() > _HOPELESS * best]
+    for trial in trials:
         trial.close()
-    return {way: trial.rows_per_second() for way, trial in trials.items()}
+    return {trial.way: trial.rows_per_second() for trial in trials}

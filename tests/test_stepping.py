@@ -4,7 +4,6 @@ import importlib.util
 import logging
 import os
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -98,7 +97,7 @@ def test_no_trial_where_it_would_not_pay(monkeypatch, cores, why):
         "short run": {"total_timesteps": 10 * 64},
         "all fixed": {"num_groups": 2, "env_threads": 1, "one_core": True},
     }.get(why, {})
-    monkeypatch.setattr(stepping, "_measure", None)
+    monkeypatch.setattr(stepping._Trial, "measure", None)
     if why == "one core":
         cores(1)
     if why == "slow to make":
@@ -108,13 +107,12 @@ def test_no_trial_where_it_would_not_pay(monkeypatch, cores, why):
     assert found.rows_per_second == {}
 
 
-def test_a_trial_has_fewer_environments_where_they_take_long_to_make(monkeypatch, cores):
+def test_a_trial_has_fewer_environments_where_they_take_long_to_make(cores):
     cores(2)
-    assert stepping._trial_size(config_for(num_envs=64), 1) == 64
-    monkeypatch.setattr(stepping, "_make", lambda *_: time.sleep(0.04))  # 10 ms an environment
-    assert stepping._trial_size(config_for(num_envs=64), 1) == 16
-    assert stepping._trial_size(config_for(num_envs=8), 1) == 8
-    assert stepping._trial_size(config_for(num_envs=64), 10) == 0
+    assert stepping._trial_size(64, making=1e-5) == 64
+    assert stepping._trial_size(64, making=0.01) == 16
+    assert stepping._trial_size(8, making=0.02) == 8
+    assert stepping._trial_size(64, making=0.1) == 0
 
 
 # --- one core ---------------------------------------------------------------------------------------------------------
