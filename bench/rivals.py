@@ -110,8 +110,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
                         f"with its preset (default: {', '.join(DEFAULT)})")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=5, help="default: 5")
     parser.add_argument("--seconds", type=float, default=4.0, help="training time of a contender's round (default: 4)")
-    parser.add_argument("--sb3", type=Path, default=Path(tempfile.gettempdir()) / "pyppo-bench-sb3", metavar="FOLDER",
-                        help="virtual environment of Stable-Baselines3, made if missing (default: %(default)s)")  # fmt: skip
+    folder = Path(tempfile.gettempdir()) / "pyppo-bench-sb3"
+    parser.add_argument("--sb3", type=Path, default=folder, metavar="FOLDER", help="virtual environment of "
+                        "Stable-Baselines3, made if missing (default: %(default)s)")  # fmt: skip
     parser.add_argument("--no-sb3", action="store_true", help="only the rivals given")
     parser.add_argument("--rival", action="append", default=[], metavar="NAME=COMMAND", help="another loop")
     parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="fields of Config for all of them")

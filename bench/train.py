@@ -5,7 +5,7 @@
 Each round runs training iterations, then the same environments with random actions made beforehand, EnvPool's compiled
 calls only: on one core; free on all cores with one thread and with one a core; in two groups, one stepping while the
 other is served. The round's fastest counts. Reset rows, in which an environment ignores its action, count on both sides
-as rows; "steps" are the others. "env" is what training waits for the environments and takes to write their answers down.
+as rows; "steps" are the others. "env" is the wait for the environments and the writing down of their answers.
 """
 
 from __future__ import annotations
