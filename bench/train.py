@@ -65,6 +65,7 @@ class RandomActions:
 
     def __init__(self, config: pyppo.Config, groups: int, threads: int, cores: set[int]) -> None:
         self._cores, size = cores, config.num_envs // groups
+        self._one_core = len(cores) == 1 < len(os.sched_getaffinity(0))
         self._rows = self._ACTIONS * groups * size
         self._ids = np.arange(size, dtype=np.int32)
         self._pools: list[tuple[Any, list[list[np.ndarray]]]] = []
@@ -93,6 +94,8 @@ class RandomActions:
                     for send, receive, messages in calls:
                         receive()
                         send(messages[i])
+                        if self._one_core:
+                            os.sched_yield()  # as training does; without it small batches are slower
                 rows += self._rows
         return rows / elapsed
 

@@ -179,12 +179,15 @@ class EnvPoolVectorEnv(VectorEnv):
     Args:
         pool: made by `envpool.make(..., env_type="gymnasium")`; synchronous, one player an environment.
         threads: the system's numbers of the pool's threads, where they are known.
+
+    Attributes:
+        one_core: whether the caller shares its core with the pool's threads (`pyppo.stepping.OneCore` says so).
     """
 
     metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
 
     def __init__(self, pool: Any, threads: frozenset[int] = frozenset()) -> None:
-        self.threads = threads
+        self.threads, self.one_core = threads, False
         config = pool.config
         if config["batch_size"] not in (0, config["num_envs"]):
             raise ValueError(
@@ -249,6 +252,8 @@ class EnvPoolVectorEnv(VectorEnv):
         self._guard()
         self._actions[...] = actions
         self._send(self._message)
+        if self.one_core:  # or `recv` spins on it for some 20 us before the pool's thread may run
+            os.sched_yield()
 
     def recv(self) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Finish the step: observation, rewards `[N]` float32, terminated `[N]`, truncated `[N]`, infos."""

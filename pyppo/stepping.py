@@ -70,9 +70,8 @@ class OneCore:
     """
 
     def __init__(self, groups: Iterable[EnvGroup]) -> None:
-        self._threads = [
-            thread for g in groups if isinstance(g.env, EnvPoolVectorEnv) for thread in sorted(g.env.threads)
-        ]
+        self._envs = [group.env for group in groups if isinstance(group.env, EnvPoolVectorEnv)]
+        self._threads = [thread for env in self._envs for thread in sorted(env.threads)]
         ops.get_num_threads()  # decided by the cores that the first to ask may use
         self._before: set[int] = set()
         self._known: frozenset[int] = frozenset()
@@ -83,11 +82,15 @@ class OneCore:
         try:
             for thread in (0, *self._threads):  # 0: the caller
                 os.sched_setaffinity(thread, core)
+            for env in self._envs:
+                env.one_core = True
         except BaseException:  # Ctrl-C too
             self.__exit__()
             raise
 
     def __exit__(self, *exception: object) -> None:
+        for env in self._envs:
+            env.one_core = False
         for thread in (0, *(thread_ids() - self._known)):
             with suppress(ProcessLookupError):  # a thread that has ended
                 os.sched_setaffinity(thread, self._before)

@@ -136,6 +136,7 @@ def test_one_core_is_kept_and_given_back(fails):
             with one_core:
                 assert len(core := allowed()) == 1
                 assert all(allowed(thread) == core for thread in pool_threads)
+                assert all(group.env.one_core for group in groups)
                 untouched = {t: allowed(t) for t in others if t != threading.get_native_id()}
                 assert untouched == {t: others[t] for t in untouched}
                 if not started.is_alive():
@@ -147,6 +148,7 @@ def test_one_core_is_kept_and_given_back(fails):
             assert fails
         assert allowed() == before
         assert allowed(started.native_id) == before
+        assert not any(group.env.one_core for group in groups)
     stop.set()
     started.join()
 
