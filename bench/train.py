@@ -3,8 +3,9 @@
     python bench/train.py [NAME ...] [--rounds N] [--set FIELD=VALUE ...] [--json FILE]
 
 Each round runs training iterations, then the same environments with random actions made beforehand, EnvPool's compiled
-calls only: on one core, and free on all cores with one thread and with one a core; the fastest counts. Reset rows, in
-which an environment ignores its action, count on both sides as rows; "steps" are the others.
+calls only: on one core; free on all cores with one thread and with one a core; in two groups, one stepping while the
+other is served. The round's fastest counts. Reset rows, in which an environment ignores its action, count on both sides
+as rows; "steps" are the others. "env" is the wait for the environments and the writing down of their answers.
 """
 
 from __future__ import annotations
@@ -22,18 +23,20 @@ import envpool
 import numpy as np
 import torch
 from _common import console, machine, parse_fields, show_facts, show_table, warn_if_busy, write_json
-from gymnasium import spaces
 
 import pyppo
 
 PHASES = ("act", "env", "gae", "update", "other")
 SETTINGS: dict[str, dict[str, Any]] = {
     "CartPole-4x128": {"env_id": "CartPole-v1"},
-    "HalfCheetah-8x256": {"env_id": "HalfCheetah-v4"},
-    "CartPole-64x128": {"env_id": "CartPole-v1", "num_envs": 64, "num_steps": 128, "num_minibatches": 32},
-    "HalfCheetah-64x256": {"env_id": "HalfCheetah-v4", "num_envs": 64, "num_steps": 256, "num_minibatches": 32},
-}
-"""The presets, and the sizes at which environments are cheap: minibatches of 256 and of 512."""
+    "CartPole-64x128": {"env_id": "CartPole-v1", "num_envs": 64, "num_steps": 128, "num_minibatches": 32,
+                        "update_epochs": 4},
+    "HalfCheetah-8x256": {"env_id": "HalfCheetah-v4", "num_envs": 8, "num_steps": 256, "num_minibatches": 32,
+                          "update_epochs": 10},
+    "HalfCheetah-64x256": {"env_id": "HalfCheetah-v4", "num_envs": 64, "num_steps": 256, "num_minibatches": 32,
+                           "update_epochs": 10},
+}  # fmt: skip
+"""The presets, and 64 environments in minibatches of 256 (CartPole) and of 512."""
 
 
 # --- the environments alone -----------------------------------------------------------------------------------------
@@ -51,48 +54,62 @@ def _cores(cores: set[int]) -> Iterator[None]:
 
 
 class RandomActions:
-    """A pool stepped with random actions that were drawn beforehand: EnvPool at its fastest.
+    """Pools stepped in turn with random actions that were drawn beforehand: EnvPool at its fastest.
 
     Args:
         config: its environment, number of environments and options.
-        threads: EnvPool's.
-        cores: where pool and caller may run.
+        groups: pools that the environments are split into.
+        threads: EnvPool's, a pool.
+        cores: where pools and caller may run.
     """
 
-    def __init__(self, config: pyppo.Config, threads: int, cores: set[int]) -> None:
-        self.num_envs, self._cores = config.num_envs, cores
-        options = {"num_envs": config.num_envs, "num_threads": threads, "seed": 1, **config.env_options}
+    def __init__(self, config: pyppo.Config, groups: int, threads: int, cores: set[int]) -> None:
+        self._cores, size = cores, config.num_envs // groups
+        self._one_core = len(cores) == 1 < len(os.sched_getaffinity(0))
+        self._rows = self._ACTIONS * groups * size
+        self._ids = np.arange(size, dtype=np.int32)
+        self._pools: list[tuple[Any, list[list[np.ndarray]]]] = []
         with _cores(cores):
-            self.pool = envpool.make(config.env_id, env_type="gymnasium", **options)
-            self._ids = np.arange(config.num_envs, dtype=np.int32)
-            self.pool._reset(self._ids)
-            self.pool._recv()
-        dtype = self.pool._spec._action_spec[2][0]
-        self._actions = [_random(self.pool.action_space, config.num_envs).astype(dtype) for _ in range(64)]
+            for group in range(groups):
+                options = {"num_envs": size, "num_threads": threads, "seed": 1 + group * size, **config.env_options}
+                pool = envpool.make(config.env_id, env_type="gymnasium", **options)
+                pool._reset(self._ids)
+                self._pools.append((pool, self._messages(pool)))
+
+    _ACTIONS = 64
+
+    def _messages(self, pool: Any) -> list[list[np.ndarray]]:
+        dtype, space = pool._spec._action_spec[2][0], pool.action_space
+        actions = (np.stack([space.sample() for _ in self._ids]).astype(dtype) for _ in range(self._ACTIONS))
+        return [[self._ids, self._ids, batch] for batch in actions]
 
     def rows_per_second(self, seconds: float) -> float:
-        """Rows a second over about that time."""
-        send, receive, ids, rows = self.pool._send, self.pool._recv, self._ids, 0
+        """Rows a second over about that time. Between calls each pool has an answer ready, or in the making."""
+        calls = [(pool._send, pool._recv, messages) for pool, messages in self._pools]
+        rows = 0
         with _cores(self._cores):
             start = time.perf_counter()
             while (elapsed := time.perf_counter() - start) < seconds:
-                for actions in self._actions:
-                    send([ids, ids, actions])
-                    receive()
-                rows += len(self._actions) * self.num_envs
+                for i in range(self._ACTIONS):
+                    for send, receive, messages in calls:
+                        receive()
+                        send(messages[i])
+                        if self._one_core:
+                            os.sched_yield()  # as training does; without it small batches are slower
+                rows += self._rows
         return rows / elapsed
-
-
-def _random(space: spaces.Space, count: int) -> np.ndarray:
-    return np.stack([space.sample() for _ in range(count)])
 
 
 def pools(config: pyppo.Config) -> dict[str, RandomActions]:
     """The ways to run the environments; which is fastest depends on how cheap they are."""
     cores = os.sched_getaffinity(0)
-    made = {"one core": RandomActions(config, 1, {min(cores)}), "1 thread": RandomActions(config, 1, cores)}
-    if len(cores) > 1:
-        made[f"{len(cores)} threads"] = RandomActions(config, min(len(cores), config.num_envs), cores)
+    threads = min(len(cores), config.num_envs)
+    made = {"one core": RandomActions(config, 1, 1, {min(cores)}), "1 thread": RandomActions(config, 1, 1, cores)}
+    if threads > 1:
+        made[f"{threads} threads"] = RandomActions(config, 1, threads, cores)
+        if config.num_envs % 2 == 0:
+            made["2 groups, 1 thread each"] = RandomActions(config, 2, 1, cores)
+            made[f"2 groups, {threads} threads each"] = RandomActions(config, 2, threads, cores)
     return made
 
 
@@ -137,8 +154,16 @@ def measure(name: str, config: pyppo.Config, rounds: int, seconds: float, warmup
         best = max(speeds.values())
         found.append({**row, **speeds, "alone": best, "ratio": row["rows_per_second"] / best})
     training.trainer.close()
-    return {"name": name, "median": _over(found, statistics.median), "least": _over(found, min),
-            "most": _over(found, max), "rounds": rounds, "config": config.to_dict()}  # fmt: skip
+    stepping = training.trainer.stepping
+    return {
+        "name": name,
+        "stepping": str(stepping.way) if stepping else "",
+        "median": _over(found, statistics.median),
+        "least": _over(found, min),
+        "most": _over(found, max),
+        "rounds": rounds,
+        "config": config.to_dict(),
+    }
 
 
 def _over(rows: Sequence[Mapping[str, float]], reduce: Callable[[list[float]], float]) -> dict[str, float]:
@@ -156,11 +181,11 @@ def show(results: Sequence[Mapping[str, Any]]) -> None:
         spread = f"{result['least']['rows_per_second']:,.0f}-{result['most']['rows_per_second']:,.0f}"
         speeds.append([config["env_id"], size, *rates[:2], spread, rates[2], f"{median['ratio']:.3f}"])
         each = [f"{median[phase]:.1%}" for phase in PHASES]
-        shares.append([config["env_id"], size, *each, f"{median['minibatch_us']:,.0f}"])
+        shares.append([config["env_id"], size, *each, f"{median['minibatch_us']:,.0f}", result["stepping"]])
     first = ["environment", "N x T / minibatch x epochs"]
     columns = [*first, "steps/s", "rows/s", "range", "EnvPool alone", "ratio"]
     show_table("training, and EnvPool's best with random actions (rows/s)", columns, speeds)
-    show_table("shares of training's time", [*first, *PHASES, "us a minibatch"], shares)
+    show_table("shares of training's time", [*first, *PHASES, "us a minibatch", "<environments in"], shares)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -40,13 +40,15 @@ class Config:
     """Environments stepped side by side (N)."""
     num_steps: int = 256
     """Steps that each environment takes for one rollout (T)."""
-    num_groups: int = 1
+    num_groups: int | Literal["auto"] = "auto"
     """Groups that the environments are served in, each its own pool; one steps while the policy acts for another.
-    Changes speed; results not at all with engine "native", else only to rounding, since the last bits of torch's matrix
-    products depend on the batch size."""
-    env_threads: int = 0
-    """EnvPool threads a group; 0 chooses: one for cheap environments and few rows, else one for each core. Changes
-    speed, never results."""
+    "auto" measures at the start, and takes one where results depend on it: with the engine "torch" the number changes
+    rounding, since a matrix product's last bits depend on the batch size."""
+    env_threads: int | Literal["auto"] = "auto"
+    """EnvPool threads a group; "auto" (or 0) measures at the start. Changes speed, never results."""
+    one_core: bool | Literal["auto"] = "auto"
+    """Collect on one core, environments and policy in turn, where waking another takes longer than a step; "auto"
+    measures at the start. Changes speed, never results."""
     env_options: dict[str, Any] = field(default_factory=dict, hash=False)
     """Further keyword arguments of the environment (JSON values), saved with the policy and used again by
     `evaluate`."""
@@ -318,6 +320,20 @@ def _at_least(low: int) -> _Rule:
     return _Rule(_int, f"an integer of at least {low}", lambda value: value >= low)
 
 
+def _or_auto(rule: _Rule) -> _Rule:
+    """`rule`, or "auto", which 0 also means where the rule allows it."""
+
+    def coerce(value: Any) -> Any:
+        if isinstance(value, str):
+            if value != "auto":
+                raise ValueError
+            return value
+        value = rule.coerce(value)
+        return "auto" if value == 0 and not isinstance(value, bool) and rule.holds(value) else value
+
+    return _Rule(coerce, f"{rule.text}, or 'auto'", lambda value: value == "auto" or rule.holds(value))
+
+
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _FLAG = _Rule(_bool, "True or False")
 _FRACTION = _Rule(_float, "a number from 0 to 1", lambda value: 0 <= value <= 1)
@@ -331,8 +347,9 @@ _RULES: dict[str, _Rule] = {
     "seed": _Rule(_int, "an integer from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63),
     "num_envs": _at_least(1),
     "num_steps": _at_least(1),
-    "num_groups": _at_least(1),
-    "env_threads": _at_least(0),
+    "num_groups": _or_auto(_at_least(1)),
+    "env_threads": _or_auto(_at_least(0)),
+    "one_core": _or_auto(_FLAG),
     "env_options": _Rule(_options, "a dict with string keys and JSON values"),
     "learning_rate": _POSITIVE,
     "anneal_lr": _FLAG,
@@ -391,7 +408,7 @@ def _check_together(config: Config) -> None:
     if config.num_minibatches > config.batch_size:
         rule = f"at most num_envs * num_steps = {config.batch_size}"
         raise ValueError(f"num_minibatches is {config.num_minibatches}; it must be {rule}")
-    if config.num_envs % config.num_groups:
+    if config.num_groups != "auto" and config.num_envs % config.num_groups:
         raise ValueError(f"num_groups is {config.num_groups}; it must divide num_envs = {config.num_envs}")
     if config.adaptive_lr_kl is not None and config.anneal_lr:
         raise ValueError(f"adaptive_lr_kl is {config.adaptive_lr_kl}; it must be None unless anneal_lr is False")

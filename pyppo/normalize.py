@@ -59,7 +59,7 @@ class RunningMeanStd(_Float64Module):
             return
         rows = rows.to(self.mean)
         batch_mean = rows.mean(dim=0)
-        batch_var = (rows - batch_mean).square().mean(dim=0)
+        batch_var = (rows - batch_mean).square_().mean(dim=0)
         total = self.count + len(rows)
         delta = batch_mean - self.mean
         # A division of tensors: torch turns number / tensor into a product with the reciprocal, which is not quite 1
@@ -162,11 +162,14 @@ class RewardScaler(_Float64Module):
     def _discounted(self, rewards: Tensor, terminated: Tensor, truncated: Tensor, valid: Tensor) -> Tensor:
         """Discounted return up to and with each row, float64 `[T, N]` on the CPU; carries `returns` forward."""
         r, ended, keep = rewards.double().cpu().numpy(), (terminated | truncated).cpu().numpy(), valid.cpu().numpy()
-        running = self.returns.cpu().numpy().copy()
-        out = np.empty_like(r)
-        for t in range(len(r)):  # in NumPy, since torch's dispatch would cost several times as much
-            running = np.where(keep[t], running * self.gamma + r[t], running)
-            out[t] = running
-            running = np.where(ended[t] & keep[t], 0.0, running)
-        self.returns.copy_(torch.from_numpy(running))
+        ended = ended & keep
+        factor, term = np.where(keep, self.gamma, 1.0), np.where(keep, r, 0.0)
+        factor[1:][ended[:-1]] = 0.0
+        out = np.empty_like(term)
+        running = self.returns.cpu().numpy()
+        for row, f, x in zip(out, factor, term, strict=True):  # NumPy: torch's dispatch would cost several times this
+            np.multiply(running, f, out=row)
+            np.add(row, x, out=row)
+            running = row
+        self.returns.copy_(torch.from_numpy(np.where(ended[-1], 0.0, running)))
         return torch.from_numpy(out)

@@ -25,9 +25,9 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def make_groups(config: Config, rebuild: int) -> list[EnvGroup]:
-    """EnvPool's environments; each has the same seed however many groups there are."""
-    size = config.num_envs // config.num_groups
+def make_groups(config: Config, rebuild: int, num_groups: int, env_threads: int) -> list[EnvGroup]:
+    """EnvPool's environments; each has the same seed however many groups and threads there are."""
+    size = config.num_envs // num_groups
     return [
         EnvGroup(
             make_envs(
@@ -36,7 +36,7 @@ def make_groups(config: Config, rebuild: int) -> list[EnvGroup]:
                 config.seed,
                 rebuild=rebuild,
                 first_env=first,
-                num_threads=config.env_threads,
+                num_threads=env_threads,
                 options=config.env_options,
             ),
             first_env=first,

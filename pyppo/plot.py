@@ -14,7 +14,7 @@ from pyppo.report import SCORE_EPISODES, read_metrics
 
 _Curve = tuple[np.ndarray, np.ndarray]  # steps and returns
 _POINTS = 400  # of the common grid that seeds are averaged on
-_INCIDENTAL = ("seed", "run_dir", "save_interval", "env_threads", "torch_threads", "device", "engine")
+_INCIDENTAL = ("seed", "run_dir", "save_interval", "env_threads", "one_core", "torch_threads", "device", "engine")
 
 
 def plot_history(history: Mapping[str, Sequence[float]], path: str | Path, *, title: str = "") -> Path:

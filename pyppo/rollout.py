@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
 
-__all__ = ["Collector", "Episode", "Rollout", "find_not_finite", "random_rows"]
+__all__ = ["Act", "Collector", "Episode", "Rollout", "find_not_finite", "random_actions", "random_rows"]
 
 
 class Step(Protocol):
@@ -42,6 +43,7 @@ class Group(Protocol):
     def reset(self, seed: int | None = None) -> dict[str, np.ndarray]: ...
     def send(self, actions: np.ndarray) -> None: ...
     def recv(self) -> Step: ...
+    def receiver(self, columns: Any) -> Callable[[int], None] | None: ...
 
 
 class Episode(NamedTuple):
@@ -120,37 +122,74 @@ Act = Callable[[Rollout, int, slice], np.ndarray]
 FinalValue = Callable[[dict[str, Tensor]], Tensor]
 
 
-class _Slice:
-    """One group's rows of the storage, as arrays that a step is written into."""
+class _Columns(NamedTuple):
+    """One group's rows of the storage; `column[t] = array` writes what a step gave (`pyppo.envs.Columns`)."""
 
-    def __init__(self, group: Group, rows: slice, rollout: Rollout, host: dict[str, np.ndarray]) -> None:
-        self.group, self.rows = group, rows
-        self.rewards, self.terminated, self.truncated = (
-            host[name][:, rows] for name in ("rewards", "terminated", "truncated")
-        )
-        steps = rollout.steps[rows]
-        self.steps = steps.numpy() if steps.device.type == "cpu" else steps
-        self.obs = [(name, _obs_writer(tensor, rows)) for name, tensor in rollout.obs.items()]
+    obs: dict[str, np.ndarray | _PinnedColumn]
+    rewards: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
 
 
-def _obs_writer(storage: Tensor, rows: slice) -> Callable[[int, np.ndarray], None]:
-    """Writes `[n, ...]` into `storage[t, rows]`, through page-locked memory where the storage is on a GPU."""
-    if storage.device.type == "cpu":
-        view = storage.numpy()[:, rows]
+class _PinnedColumn:
+    """Writes `[n, ...]` into `storage[t, rows]` on a GPU, through page-locked memory."""
 
-        def write(t: int, array: np.ndarray) -> None:
-            view[t] = array
+    def __init__(self, storage: Tensor, rows: slice) -> None:
+        self._storage, self._rows = storage, rows
+        self._slot = torch.empty_like(storage[0, rows], device="cpu", pin_memory=True)
+        self._view = self._slot.numpy()
 
-        return write
-    slot = torch.empty_like(storage[0, rows], device="cpu", pin_memory=True)
-    slot_view = slot.numpy()
-
-    def write_through(t: int, array: np.ndarray) -> None:
+    def __setitem__(self, t: int, array: np.ndarray) -> None:
         # The slot is free again: the actions that answered its last content have been read back.
-        slot_view[...] = array
-        storage[t, rows].copy_(slot, non_blocking=True)
+        self._view[...] = array
+        self._storage[t, self._rows].copy_(self._slot, non_blocking=True)
 
-    return write_through
+
+class _Part:
+    """One group, its rows, and where its steps are written."""
+
+    def __init__(
+        self, group: Group, rows: slice, rollout: Rollout, host: dict[str, np.ndarray], finals: _Finals
+    ) -> None:
+        self.group, self.rows = group, rows
+        flags = (host[name][:, rows] for name in ("rewards", "terminated", "truncated"))
+        on_cpu = rollout.device.type == "cpu"
+        obs = {name: x.numpy()[:, rows] if on_cpu else _PinnedColumn(x, rows) for name, x in rollout.obs.items()}
+        self.columns = _Columns(obs, *flags)
+        steps = rollout.steps[rows]
+        self.steps = steps.numpy() if on_cpu else steps
+        self.one = np.ones((), np.int64) if on_cpu else 1  # NumPy takes a microsecond to convert a Python number
+        direct = group.receiver(self.columns)
+        self.done_is_raw = direct is not None
+        self.receive = self._receive if direct is None else direct
+        self._finals = finals
+
+    def _receive(self, t: int) -> None:
+        """Write the answer to step t: its reward and flags in row t, the observation that follows in row t + 1."""
+        step, columns = self.group.recv(), self.columns
+        columns.rewards[t] = step.rewards
+        columns.terminated[t] = step.terminated
+        columns.truncated[t] = step.truncated
+        for name, column in columns.obs.items():
+            column[t + 1] = step.obs[name]
+        if step.final_obs is not None:
+            self._keep_finals(step, t)
+
+    def _keep_finals(self, step: Step, t: int) -> None:
+        assert step.final_obs is not None
+        ended, first = np.flatnonzero(step.terminated | step.truncated), self.rows.start
+        for i, row in enumerate(ended):
+            if step.truncated[row] and not step.terminated[row]:  # a terminated row needs no value
+                self._finals.append((t, first + int(row), {name: x[i].copy() for name, x in step.final_obs.items()}))
+
+    def settle(self) -> None:
+        """Once all steps are taken: done rows that were cut off are not terminated."""
+        if self.done_is_raw:
+            np.greater(self.columns.terminated, self.columns.truncated, out=self.columns.terminated)
+
+
+_Finals = list[tuple[int, int, dict[str, np.ndarray]]]
+"""Same-step autoreset: step, row and final observation of what was cut off."""
 
 
 class Collector:
@@ -182,12 +221,13 @@ class Collector:
         self.valid_steps = 0
         self.same_step = _check_groups(groups, rollout, final_value)
         self._host = _host_arrays(rollout)
-        self._slices: list[_Slice] = []
+        self._finals: _Finals = []
+        self._parts: list[_Part] = []
         first = 0
         for group in groups:
-            self._slices.append(_Slice(group, slice(first, first + group.num_envs), rollout, self._host))
+            rows = slice(first, first + group.num_envs)
+            self._parts.append(_Part(group, rows, rollout, self._host, self._finals))
             first += group.num_envs
-        self._finals: list[tuple[int, int, dict[str, np.ndarray]]] = []
         self._done = np.zeros(rollout.num_envs, bool)
         self._returns = np.zeros(rollout.num_envs)
         self._lengths = np.zeros(rollout.num_envs, np.int64)
@@ -196,10 +236,10 @@ class Collector:
     def reset(self, seed: int | None = None) -> None:
         """Start new episodes in all environments; what was unfinished is dropped. Counters go on."""
         self.ready = False
-        for part in self._slices:
+        for part in self._parts:
             obs = part.group.reset(seed)
-            for name, write in part.obs:
-                write(self.rollout.num_steps, obs[name])
+            for name, column in part.columns.obs.items():
+                column[self.rollout.num_steps] = obs[name]
         self._done[:] = False
         self._returns[:] = 0
         self._lengths[:] = 0
@@ -210,39 +250,23 @@ class Collector:
         if not self.ready:
             raise RuntimeError("collect was called before reset, or after a collect that failed")
         self.ready = False
-        rollout, slices = self.rollout, self._slices
+        rollout, act, last = self.rollout, self.act, self.rollout.num_steps - 1
+        parts = [(part.receive, part.group.send, part.rows, part.steps, part.one) for part in self._parts]
         for tensor in rollout.obs.values():
             tensor[0] = tensor[-1]
         self._finals.clear()
         for t in range(rollout.num_steps):
-            for part in slices:
+            for receive, send, rows, steps, one in parts:
                 if t:
-                    self._receive(part, t - 1)
-                part.group.send(self.act(rollout, t, part.rows))
-                part.steps += 1
-        for part in slices:
-            self._receive(part, rollout.num_steps - 1)
+                    receive(t - 1)
+                send(act(rollout, t, rows))
+                steps += one
+        for part in self._parts:
+            part.receive(last)
+            part.settle()
         count = self._finish()
         self.ready = True
         return count
-
-    def _receive(self, part: _Slice, t: int) -> None:
-        """Write the answer to step t: its reward and flags in row t, the observation that follows in row t + 1."""
-        step = part.group.recv()
-        part.rewards[t] = step.rewards
-        part.terminated[t] = step.terminated
-        part.truncated[t] = step.truncated
-        for name, write in part.obs:
-            write(t + 1, step.obs[name])
-        if step.final_obs is not None:
-            self._keep_finals(step, t, part.rows.start)
-
-    def _keep_finals(self, step: Step, t: int, first: int) -> None:
-        assert step.final_obs is not None
-        ended = np.flatnonzero(step.terminated | step.truncated)
-        for i, row in enumerate(ended):
-            if step.truncated[row] and not step.terminated[row]:  # a terminated row needs no value
-                self._finals.append((t, first + int(row), {name: x[i].copy() for name, x in step.final_obs.items()}))
 
     def _finish(self) -> int:
         """What can wait until all steps are taken: validity, episodes, final values, and the copy to the device."""
@@ -274,14 +298,13 @@ class Collector:
         returns = np.cumsum(np.where(valid, self._host["rewards"], 0.0), axis=0) + self._returns
         lengths = np.cumsum(valid, axis=0) + self._lengths
         steps = self.valid_steps + np.cumsum(np.count_nonzero(valid, axis=1))
-        last_return, last_length = np.zeros_like(self._returns), np.zeros_like(self._lengths)
-        for t in np.flatnonzero(done.any(axis=1)):
-            for row in np.flatnonzero(done[t]):
-                episode_return = float(returns[t, row] - last_return[row])
-                self.episodes.append(Episode(episode_return, int(lengths[t, row] - last_length[row]), int(steps[t])))
-            last_return[done[t]] = returns[t][done[t]]
-            last_length[done[t]] = lengths[t][done[t]]
-        self._returns, self._lengths = returns[-1] - last_return, lengths[-1] - last_length
+        row, t = np.nonzero(done.T)  # by row, then by time
+        first = np.diff(row, prepend=-1) != 0
+        own_return, self._returns = _between(returns, row, t, first)
+        own_length, self._lengths = _between(lengths, row, t, first)
+        in_time = np.lexsort((row, t))
+        columns = (column[in_time].tolist() for column in (own_return, own_length, steps[t]))
+        self.episodes.extend(map(Episode, *columns))
 
     def _value_finals(self) -> None:
         """Same-step autoreset: the values of final observations, in one call and in an order free of the grouping."""
@@ -300,6 +323,19 @@ class Collector:
         }
         index = torch.tensor([item[:2] for item in self._finals], device=device)
         final_values[index[:, 0], index[:, 1]] = self.final_value(obs).to(final_values)
+
+
+def _between(sums: np.ndarray, row: np.ndarray, t: np.ndarray, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What running sums `[T, N]` gain up to each end `[t, row]` since the one before it, and since the last `[N]`.
+
+    Args:
+        row, t: the ends, by row and then by time. first: which of them are the first of their row.
+    """
+    at_end, last = sums[t, row], np.zeros_like(sums[0])
+    gained = np.diff(at_end, prepend=0)
+    gained[first] = at_end[first]
+    last[row] = at_end  # a row's latest end is written last
+    return gained, sums[-1] - last
 
 
 def _host_arrays(rollout: Rollout) -> dict[str, np.ndarray]:
@@ -340,7 +376,7 @@ def _check_resets(done: np.ndarray, valid: np.ndarray) -> None:
 
 
 def _check_rewards(rewards: np.ndarray) -> None:
-    if not np.isfinite(rewards).all():
+    if not math.isfinite(rewards.sum()) and not np.isfinite(rewards).all():
         t, row = (int(i) for i in np.argwhere(~np.isfinite(rewards))[0])
         raise ValueError(f"environment {row} gave reward {rewards[t, row]} at step {t}; it must be finite")
 
@@ -362,7 +398,8 @@ def find_not_finite(obs: Mapping[str, Tensor], used: Tensor | None = None) -> st
         obs: entries `[T+1, N, ...]`. used: bool `[T+1, N]`, the rows to look at; None: all.
     """
     for name, x in obs.items():
-        if not x.is_floating_point() or bool(x.isfinite().all()):
+        # A sum is finite only if all of it is, and takes a twentieth of the time of the test that says so.
+        if not x.is_floating_point() or math.isfinite(float(x.sum())) or bool(x.isfinite().all()):
             continue
         wrong = ~x.isfinite().flatten(2).all(2).cpu() if x.dim() > 2 else ~x.isfinite().cpu()
         if len(rows := (wrong if used is None else wrong & used).nonzero()):
@@ -392,7 +429,7 @@ def random_rows(groups: Sequence[Group], rows: int, seed: int) -> dict[str, np.n
         kept.append({name: x[valid] for name, x in obs.items()})
         _check_warmup(obs, valid)
         count += int(valid.sum())
-        actions = _random_actions(groups[0].action_space, num_envs, rng)
+        actions = random_actions(groups[0].action_space, num_envs, rng)
         for group, first, last in zip(groups, edges[:-1], edges[1:], strict=True):
             group.send(actions[first:last])
         steps = [group.recv() for group in groups]
@@ -412,7 +449,7 @@ def _check_warmup(obs: Mapping[str, np.ndarray], valid: np.ndarray) -> None:
             )
 
 
-def _random_actions(space: spaces.Space, n: int, rng: np.random.Generator) -> np.ndarray:
+def random_actions(space: spaces.Space, n: int, rng: np.random.Generator) -> np.ndarray:
     """Uniform over finite sets and finite bounds, standard normal where a component has none."""
     if isinstance(space, spaces.Discrete):
         return rng.integers(space.start, space.start + space.n, size=n)

@@ -26,6 +26,7 @@ BAD_VALUES = [
     ("num_groups", 0),
     ("num_groups", 3),  # does not divide 8
     ("env_threads", -1),
+    ("one_core", "yes"),
     ("env_options", {"a": float("nan")}),
     ("learning_rate", 0.0),
     ("learning_rate", -1e-3),

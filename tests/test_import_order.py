@@ -18,7 +18,7 @@ PACKAGE = ROOT / "pyppo"
 LAYERS = [
     {"autograd", "config", "library", "ops", "reference", "results"},
     {"actions", "envs", "normalize", "policy", "rollout", "report"},
-    {"engines", "checkpoint", "parts"},
+    {"engines", "checkpoint", "parts", "stepping"},
     {"evaluation", "plot"},
     {"trainer"},
     {"cli"},

@@ -323,7 +323,7 @@ def test_training_goes_on_after_an_interrupt_in_envpool(monkeypatch, num_groups,
     with Trainer(config, quiet=True) as trainer:
         trainer.step()
         env = trainer.groups[-1].env
-        calls, recv = [], env.recv
+        calls, recv = [], env._recv
 
         def interrupted():
             calls.append(None)
@@ -333,7 +333,7 @@ def test_training_goes_on_after_an_interrupt_in_envpool(monkeypatch, num_groups,
                 raise KeyboardInterrupt
             return recv()
 
-        monkeypatch.setattr(env, "recv", interrupted)
+        monkeypatch.setattr(env, "_recv", interrupted)
         with pytest.raises(KeyboardInterrupt):
             trainer.step()
         trainer.step()
@@ -579,7 +579,7 @@ def test_the_settings_reach_the_environments():
     config = config_for(
         env_id="CartPole-v1", num_envs=6, num_groups=2, env_threads=2, env_options={"max_episode_steps": 7}
     )
-    pools = [group.env._pool for group in make_groups(config, rebuild=3)]
+    pools = [group.env._pool for group in make_groups(config, 3, config.num_groups, config.env_threads)]
     assert [pool.config["num_threads"] for pool in pools] == [2, 2]
     assert [pool.config["max_episode_steps"] for pool in pools] == [7, 7]
     seeds = [seed for pool in pools for seed in pool.config["env_seed"]]
@@ -592,7 +592,7 @@ def test_a_resumed_run_does_not_replay_its_first_episodes(tmp_path):
     with Trainer(config, quiet=True) as first:
         run = first.train().run_dir
     with Trainer.resume(run, quiet=True, total_timesteps=400) as second:
-        starts = [group.reset()["obs"] for group in make_groups(config, 0) + second.groups]
+        starts = [group.reset()["obs"] for group in make_groups(config, 0, 1, 1) + second.groups]
     assert not np.isclose(starts[0], starts[1]).all(axis=1).any()
 
 

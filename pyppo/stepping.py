@@ -1,0 +1,304 @@
+"""How EnvPool's environments are stepped: in how many groups, on how many threads, on one core or on all.
+
+Results never depend on it; speed does, on how long a step takes against waking another core. So a short trial at the
+start measures: rollouts of the policy in environments of their own, candidates in turn.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import statistics
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pyppo import ops
+from pyppo.config import Config
+from pyppo.envs import EnvGroup, EnvPoolVectorEnv, auto_threads, make_envs, thread_ids
+from pyppo.rollout import Act, Collector, Rollout, random_actions
+
+__all__ = ["OneCore", "Stepping", "Way", "choose"]
+
+_log = logging.getLogger("pyppo")
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to step the environments."""
+
+    num_groups: int
+    env_threads: int
+    """EnvPool's, a group."""
+    one_core: bool
+    """Whether collecting keeps to one core, EnvPool's threads included."""
+
+    def cores(self, groups: Iterable[EnvGroup]) -> AbstractContextManager[None]:
+        """What to collect in: `with way.cores(groups): ...`, as often as wanted."""
+        return OneCore(groups) if self.one_core else nullcontext()
+
+    def __str__(self) -> str:
+        groups = f"{self.num_groups} group{'s' * (self.num_groups > 1)}"
+        threads = f"{self.env_threads} thread{'s' * (self.env_threads > 1)}"
+        return f"{groups}, {threads}{', one core' * self.one_core}"
+
+
+@dataclass(frozen=True)
+class Stepping:
+    """The way chosen, and what the trial measured."""
+
+    way: Way
+    rows_per_second: dict[Way, float] = field(default_factory=dict)
+    """Of each candidate; empty where there was nothing to choose."""
+    seconds: float = 0.0
+    """What the trial took."""
+
+
+class OneCore:
+    """Keeps the calling thread and EnvPool's on one core for a while: `with one_core: ...`.
+
+    The core is the one that the caller runs on when the block begins, so that several processes do not all choose the
+    same. Afterwards the caller, and threads that were started meanwhile, may run where the caller might before.
+    EnvPool's threads have nothing to do until the next block, and stay.
+
+    Args:
+        groups: groups of EnvPool's environments.
+    """
+
+    def __init__(self, groups: Iterable[EnvGroup]) -> None:
+        self._envs = [group.env for group in groups if isinstance(group.env, EnvPoolVectorEnv)]
+        self._threads = [thread for env in self._envs for thread in sorted(env.threads)]
+        ops.get_num_threads()  # decided by the cores that the first to ask may use
+        self._before: set[int] = set()
+        self._known: frozenset[int] = frozenset()
+
+    def __enter__(self) -> None:
+        self._before, self._known = os.sched_getaffinity(0), thread_ids()
+        core = {_current_core(self._before)}
+        try:
+            for thread in (0, *self._threads):  # 0: the caller
+                os.sched_setaffinity(thread, core)
+            for env in self._envs:
+                env.one_core = True
+        except BaseException:  # Ctrl-C too
+            self.__exit__()
+            raise
+
+    def __exit__(self, *exception: object) -> None:
+        for env in self._envs:
+            env.one_core = False
+        for thread in (0, *(thread_ids() - self._known)):
+            with suppress(ProcessLookupError):  # a thread that has ended
+                os.sched_setaffinity(thread, self._before)
+
+
+def _current_core(allowed: set[int]) -> int:
+    """The core that the caller runs on; any that it may use where the system does not say."""
+    try:
+        core = ctypes.CDLL(None).sched_getcpu()
+    except (OSError, AttributeError):
+        return min(allowed)
+    return core if core in allowed else min(allowed)
+
+
+# --- the choice -----------------------------------------------------------------------------------------------------
+
+_FEWEST_ROLLOUTS = 20
+"""A run of fewer is over before a trial has paid."""
+_MAKING_SECONDS = 0.3
+"""What making the trial's environments may take in all; where it would be longer, the trial has fewer of them."""
+_TRIAL_SECONDS = 0.25
+"""After this there is no further round."""
+_NUM_STEPS = 32
+"""Of a rollout of the trial; a quarter where making an environment takes long, as stepping it then does too."""
+_QUICK = 0.001
+_SLICE_SECONDS = 0.004
+_ROUNDS = 5
+_HOPELESS = 0.75
+"""A candidate that is slower than this share of the best is not measured again."""
+_GAIN = 1.08
+"""How much faster than a simpler one a candidate must be: less is noise."""
+
+
+def choose(
+    config: Config,
+    act: Act | None,
+    *,
+    allow_groups: bool,
+    store_dist: Mapping[str, tuple[int, ...]] | None = None,
+) -> Stepping:
+    """The fastest way to step `config`'s environments among those that its fields leave open.
+
+    Args:
+        act: the policy's part of a step (`pyppo.rollout.Act`), for a rollout of the trial's own; its actions are not
+            the ones sent. None: it takes no time.
+        allow_groups: whether the number of groups may be chosen, which needs an engine whose results do not depend on
+            it.
+        store_dist: what `act` keeps of its distribution, as `Rollout` takes it.
+
+    Returns:
+        the way and the speeds measured. There is no trial where one way is open, the run is short, or environments
+        take too long to make.
+    """
+    usual, ways = _usual(config), _ways(config, allow_groups)
+    if len(ways) == 1 or config.total_timesteps < _FEWEST_ROLLOUTS * config.batch_size:
+        return _told(Stepping(usual))
+    start = time.perf_counter()
+    making = _making_seconds(config)
+    num_envs = _trial_size(config.num_envs, making * len(ways))
+    num_steps = _NUM_STEPS if making < _QUICK else _NUM_STEPS // 4
+    trials = [_Trial(config, way, num_envs, num_steps, act, store_dist) for way in (ways if num_envs else [])]
+    speeds = _measure(trials)
+    best = usual
+    for way in ways if speeds else ():
+        if best not in speeds or speeds[way] > _GAIN * speeds[best]:
+            best = way
+    return _told(Stepping(best, speeds, time.perf_counter() - start))
+
+
+def _told(stepping: Stepping) -> Stepping:
+    measured = ", ".join(f"{way}: {speed:,.0f}" for way, speed in stepping.rows_per_second.items())
+    trial = f" (rows a second in a trial of {stepping.seconds:.2f} s: {measured})" if measured else ""
+    _log.info("environments are stepped in %s%s", stepping.way, trial)
+    return stepping
+
+
+def _usual(config: Config) -> Way:
+    """What is right where nothing is known: the given fields, and for the others what is never far from best."""
+    num_groups = 1 if config.num_groups == "auto" else config.num_groups
+    threads = config.env_threads
+    if threads == "auto":
+        threads = auto_threads(config.env_id, config.num_envs // num_groups)
+    return Way(num_groups, threads, config.one_core is True)
+
+
+def _ways(config: Config, allow_groups: bool) -> list[Way]:
+    """The candidates, simple ones first; at least the usual way."""
+    cores = len(os.sched_getaffinity(0))
+    if cores == 1:
+        return [_usual(config)]
+    groups = [config.num_groups] if config.num_groups != "auto" else [1]
+    if config.num_groups == "auto" and allow_groups and config.num_envs % 2 == 0:
+        groups.append(2)
+    ways = []
+    for num_groups in groups:
+        most = min(cores, config.num_envs // num_groups)
+        threads = (
+            [config.env_threads] if config.env_threads != "auto" else sorted({1, max(1, most // num_groups), most})
+        )
+        for count in threads:
+            # Sharing one core is for a batch that one thread steps faster than another core wakes.
+            single = num_groups == count == 1
+            cores_open = [config.one_core] if config.one_core != "auto" else [True, False] if single else [False]
+            ways += [Way(num_groups, count, one_core) for one_core in cores_open]
+    return ways
+
+
+def _making_seconds(config: Config) -> float:
+    """What it takes to make an environment."""
+    few, start = min(4, config.num_envs), time.perf_counter()
+    _make(config, Way(1, 1, False), few)
+    return (time.perf_counter() - start) / few
+
+
+def _trial_size(num_envs: int, making: float) -> int:
+    """Environments of the trial: as many as in training if they are quickly made, else fewer; 0: too slow for any.
+
+    Args:
+        making: seconds that one takes, in all ways together.
+    """
+    most = _MAKING_SECONDS / making
+    size, least = num_envs, 4 * len(os.sched_getaffinity(0))
+    while size > most and size % 4 == 0 and size // 2 >= least:
+        size //= 2
+    return size if size <= 2 * most else 0
+
+
+def _make(config: Config, way: Way, num_envs: int) -> list[EnvGroup]:
+    """Environments like those of training, with other seeds."""
+    size = num_envs // way.num_groups
+    return [
+        EnvGroup(
+            make_envs(
+                config.env_id,
+                size,
+                config.seed,
+                purpose="warmup",
+                first_env=first,
+                num_threads=way.env_threads,
+                options=config.env_options,
+            ),
+            first_env=first,
+        )
+        for first in range(0, num_envs, size)
+    ]
+
+
+class _Trial:
+    """Rollouts in one way, with environments of its own."""
+
+    def __init__(
+        self,
+        config: Config,
+        way: Way,
+        num_envs: int,
+        num_steps: int,
+        act: Act | None,
+        store_dist: Mapping[str, tuple[int, ...]] | None,
+    ) -> None:
+        self.way = way
+        self._groups = _make(config, way, num_envs)
+        space = self._groups[0].action_space
+        self._rollout = Rollout(num_steps, num_envs, self._groups[0].obs_space, space, store_dist=store_dist)
+        rng = np.random.default_rng(0)
+        actions = [random_actions(space, num_envs, rng) for _ in range(num_steps)]
+
+        def act_and_forget(rollout: Rollout, t: int, rows: slice) -> np.ndarray:
+            if act is not None:
+                act(rollout, t, rows)
+            return actions[t][rows]
+
+        self._collector = Collector(self._groups, self._rollout, act_and_forget)
+        self._collector.reset()
+        self._cores = way.cores(self._groups)
+        self.seconds: list[float] = []
+        """Of a row, in each round."""
+
+    def measure(self) -> None:
+        """One round: rollouts for a while."""
+        rollouts, elapsed = 0, 0.0
+        with self._cores:
+            start = time.perf_counter()
+            while elapsed < _SLICE_SECONDS:
+                self._collector.collect()
+                rollouts, elapsed = rollouts + 1, time.perf_counter() - start
+        self._collector.episodes.clear()
+        self.seconds.append(elapsed / (rollouts * self._rollout.num_steps * self._rollout.num_envs))
+
+    def rows_per_second(self) -> float:
+        """The median round; the first, which pays for what is slow once, counts while it is the only one."""
+        return 1 / statistics.median(self.seconds[1:] or self.seconds)
+
+    def close(self) -> None:
+        for group in self._groups:
+            group.close()
+
+
+def _measure(trials: Sequence[_Trial]) -> dict[Way, float]:
+    """Rows a second of each way, measured in turn; ends the trials."""
+    left, start = list(trials), time.perf_counter()
+    for round_ in range(1 + _ROUNDS if trials else 0):
+        if round_ > 1 and time.perf_counter() - start > _TRIAL_SECONDS:
+            break
+        for trial in left:
+            trial.measure()
+        if round_ > 0:
+            best = max(trial.rows_per_second() for trial in left)
+            left = [trial for trial in left if trial.rows_per_second() > _HOPELESS * best]
+    for trial in trials:
+        trial.close()
+    return {trial.way: trial.rows_per_second() for trial in trials}

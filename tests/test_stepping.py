@@ -1,0 +1,218 @@
+"""How the environments are stepped: the candidates, the choice, one core kept and given back, and equal results."""
+
+import importlib.util
+import logging
+import os
+import threading
+
+import numpy as np
+import pytest
+
+from pyppo import Config, Trainer, stepping
+from pyppo.checkpoint import parameter_sha256
+from pyppo.envs import thread_ids
+from pyppo.parts import make_groups
+from pyppo.stepping import OneCore, Way, choose
+
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("envpool") is None, reason="EnvPool is not installed"),
+    pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads cannot be bound to cores here"),
+]
+needs_cores = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core leaves nothing to choose")
+
+
+def config_for(**fields):
+    return Config.for_env("CartPole-v1", **{"num_envs": 4, "num_steps": 16, "run_dir": None, **fields})
+
+
+@pytest.fixture
+def cores(monkeypatch):
+    """Says that there are so many."""
+    return lambda count: monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(count)))
+
+
+# --- candidates and choice --------------------------------------------------------------------------------------------
+
+
+def test_candidates(cores):
+    cores(2)
+    one = [Way(1, 1, True), Way(1, 1, False), Way(1, 2, False)]
+    assert stepping._ways(config_for(), allow_groups=False) == one
+    assert stepping._ways(config_for(), allow_groups=True) == [*one, Way(2, 1, False), Way(2, 2, False)]
+    assert stepping._ways(config_for(num_envs=5), allow_groups=True) == one  # two groups do not divide 5
+    assert stepping._ways(config_for(num_envs=1), allow_groups=True) == one[:2]
+    cores(16)
+    ways = stepping._ways(config_for(num_envs=64), allow_groups=True)
+    assert [(way.num_groups, way.env_threads) for way in ways[1:]] == [(1, 1), (1, 16), (2, 1), (2, 8), (2, 16)]
+    cores(1)
+    assert stepping._ways(config_for(), allow_groups=True) == [Way(1, 1, False)]
+
+
+@pytest.mark.parametrize("num_groups", ["auto", 1, 2, 4])
+@pytest.mark.parametrize("env_threads", ["auto", 1, 3])
+@pytest.mark.parametrize("one_core", ["auto", True, False])
+def test_fixed_fields_are_kept(cores, num_groups, env_threads, one_core):
+    fixed = {"num_groups": num_groups, "env_threads": env_threads, "one_core": one_core}
+    cores(2)
+    config = config_for(**fixed)
+    for way in [*stepping._ways(config, allow_groups=True), stepping._usual(config)]:
+        assert all(value in ("auto", getattr(way, name)) for name, value in fixed.items())
+        assert config.num_envs % way.num_groups == 0
+    if "auto" not in fixed.values():
+        assert stepping._ways(config, allow_groups=True) == [Way(num_groups, env_threads, one_core)]
+
+
+@needs_cores
+def test_the_trial_measures_and_says_what_it_chose(caplog):
+    calls = []
+
+    def act(rollout, t, rows):
+        calls.append(rows)
+
+    with caplog.at_level(logging.INFO, "pyppo"):
+        found = choose(config_for(), act, allow_groups=True)
+    assert found.way in stepping._ways(config_for(), allow_groups=True)
+    assert set(found.rows_per_second) == set(stepping._ways(config_for(), allow_groups=True))
+    assert all(speed > 0 for speed in found.rows_per_second.values())
+    assert 0 < found.seconds < 30
+    assert {(rows.start, rows.stop) for rows in calls} == {(0, 4), (0, 2), (2, 4)}
+    assert f"stepped in {found.way} (rows a second in a trial of" in caplog.text
+
+
+@needs_cores
+def test_the_fastest_way_wins_and_the_usual_one_where_they_are_alike(monkeypatch):
+    def chosen(speeds):
+        ways = stepping._ways(config_for(), allow_groups=False)
+        monkeypatch.setattr(stepping, "_measure", lambda *_: dict(zip(ways, speeds, strict=True)))
+        return ways.index(choose(config_for(), None, allow_groups=False).way)
+
+    assert chosen([2.0, 1.0, 1.5]) == 0
+    assert chosen([1.02, 1.0, 1.02]) == 1  # what is usual
+    assert chosen([1.0, 1.2, 1.5]) == 2
+
+
+@pytest.mark.parametrize("why", ["short run", "one core", "all fixed", "slow to make"])
+def test_no_trial_where_it_would_not_pay(monkeypatch, cores, why):
+    fields = {
+        "short run": {"total_timesteps": 10 * 64},
+        "all fixed": {"num_groups": 2, "env_threads": 1, "one_core": True},
+    }.get(why, {})
+    monkeypatch.setattr(stepping._Trial, "measure", None)
+    if why == "one core":
+        cores(1)
+    if why == "slow to make":
+        monkeypatch.setattr(stepping, "_MAKING_SECONDS", 0.0)
+    found = choose(config_for(**fields), None, allow_groups=True)
+    assert found.way == (Way(2, 1, True) if fields.get("one_core") else Way(1, 1, False))
+    assert found.rows_per_second == {}
+
+
+def test_a_trial_has_fewer_environments_where_they_take_long_to_make(cores):
+    cores(2)
+    assert stepping._trial_size(64, making=1e-5) == 64
+    assert stepping._trial_size(64, making=0.01) == 16
+    assert stepping._trial_size(8, making=0.02) == 8
+    assert stepping._trial_size(64, making=0.1) == 0
+
+
+# --- one core ---------------------------------------------------------------------------------------------------------
+
+
+def allowed(thread=0):
+    return os.sched_getaffinity(thread)
+
+
+@needs_cores
+@pytest.mark.parametrize("fails", [False, True])
+def test_one_core_is_kept_and_given_back(fails):
+    before, others = allowed(), {thread: allowed(thread) for thread in thread_ids()}
+    groups = make_groups(config_for(), 0, 2, 1)
+    one_core = OneCore(groups)
+    pool_threads = [thread for group in groups for thread in group.env.threads]
+    assert len(pool_threads) >= 2
+    stop, started = threading.Event(), threading.Thread(target=lambda: stop.wait())
+    for _ in range(2):
+        try:
+            with one_core:
+                assert len(core := allowed()) == 1
+                assert all(allowed(thread) == core for thread in pool_threads)
+                assert all(group.env.one_core for group in groups)
+                untouched = {t: allowed(t) for t in others if t != threading.get_native_id()}
+                assert untouched == {t: others[t] for t in untouched}
+                if not started.is_alive():
+                    started.start()  # inherits the one core
+                    assert allowed(started.native_id) == core
+                if fails:
+                    raise ValueError("what a collect may raise")
+        except ValueError:
+            assert fails
+        assert allowed() == before
+        assert allowed(started.native_id) == before
+        assert not any(group.env.one_core for group in groups)
+    stop.set()
+    started.join()
+
+
+@needs_cores
+def test_training_gives_the_core_back():
+    before = allowed()
+    with Trainer(config_for(num_groups=1, env_threads=1, one_core=True), quiet=True) as trainer:
+        seen, act = [], trainer.engine.act
+
+        def acting(*arguments):
+            seen.append(allowed())
+            if len(seen) > 20:
+                raise RuntimeError("from the middle of a rollout")
+            return act(*arguments)
+
+        trainer.engine.act = acting
+        trainer.step()
+        assert all(len(cores) == 1 for cores in seen)
+        assert allowed() == before
+        with pytest.raises(RuntimeError, match="middle"):
+            trainer.step()
+        assert allowed() == before
+
+
+def test_the_core_is_one_that_the_caller_may_use(monkeypatch):
+    assert stepping._current_core({4095}) == 4095
+    assert stepping._current_core(allowed()) in allowed()
+
+
+# --- results ----------------------------------------------------------------------------------------------------------
+
+
+def trained(**fields):
+    with Trainer(config_for(total_timesteps=4 * 64, **fields), quiet=True) as trainer:
+        result = trainer.train()
+        rollout = trainer.rollout
+        arrays = [x.numpy().copy() for x in (rollout.obs["obs"], rollout.actions, rollout.rewards, rollout.valid)]
+        return parameter_sha256(result.policy), result.history["episode_return"][-1], arrays
+
+
+@needs_cores
+@pytest.mark.parametrize("way", [Way(1, 1, True), Way(1, 2, False), Way(2, 1, False), Way(2, 2, False)], ids=str)
+def test_results_do_not_depend_on_the_way(way):
+    whole = trained(num_groups=1, env_threads=1, one_core=False)
+    other = trained(num_groups=way.num_groups, env_threads=way.env_threads, one_core=way.one_core)
+    for a, b in zip(whole[2], other[2], strict=True):
+        np.testing.assert_array_equal(a, b)
+    if way.num_groups == 1:  # torch's products round otherwise for fewer rows
+        assert whole[:2] == other[:2]
+
+
+@needs_cores
+def test_results_do_not_depend_on_the_trial(monkeypatch):
+    """A run that tries every way, acting in each, ends where one without a trial does."""
+    plain = trained()
+    monkeypatch.setattr(stepping, "_FEWEST_ROLLOUTS", 0)
+    with_trial = trained()
+    assert plain[:2] == with_trial[:2]
+
+
+@needs_cores
+def test_only_an_engine_whose_results_allow_it_is_grouped_by_speed(monkeypatch):
+    monkeypatch.setattr(stepping, "_FEWEST_ROLLOUTS", 0)
+    with Trainer(config_for(engine="torch"), quiet=True) as trainer:
+        assert trainer.stepping.way.num_groups == 1
+        assert all(way.num_groups == 1 for way in trainer.stepping.rows_per_second)
