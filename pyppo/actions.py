@@ -84,6 +84,7 @@ class Distribution:
         if self.action_bounds == "rescale":
             bounded = np.isfinite(self.low) & np.isfinite(self.high)
             low, high = np.where(bounded, self.low, 0.0), np.where(bounded, self.high, 0.0)
+            actions = actions.astype(np.float64)
             scaled = low + (np.clip(actions, -1.0, 1.0) + 1.0) * 0.5 * (high - low)
             actions = np.where(bounded, scaled, actions)
         return np.clip(actions.astype(self.dtype), self.low.astype(self.dtype), self.high.astype(self.dtype))

@@ -412,6 +412,8 @@ def _check_together(config: Config) -> None:
         raise ValueError(f"num_groups is {config.num_groups}; it must divide num_envs = {config.num_envs}")
     if config.adaptive_lr_kl is not None and config.anneal_lr:
         raise ValueError(f"adaptive_lr_kl is {config.adaptive_lr_kl}; it must be None unless anneal_lr is False")
+    if config.dual_clip is not None and config.objective != "clip":
+        raise ValueError(f"dual_clip is {config.dual_clip}; it must be None unless objective is 'clip'")
     if config.kl_target is not None and config.objective != "kl":
         raise ValueError(f"kl_target is {config.kl_target}; it must be None unless objective is 'kl'")
 

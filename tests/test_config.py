@@ -171,6 +171,12 @@ def test_replace_checks_again():
         Config("x").replace(gama=0.9)
 
 
+def test_dual_clip_goes_with_the_clipped_objective():
+    assert Config("x", dual_clip=2.0).dual_clip == 2.0
+    with pytest.raises(ValueError, match="dual_clip is 2.0; it must be None unless objective is 'clip'"):
+        Config("x", dual_clip=2.0, objective="kl")
+
+
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="'lr' is no field"):
         Config.from_dict({"env_id": "x", "lr": 1.0})

@@ -7,7 +7,7 @@
 namespace pyppo::cpu::PYPPO_ISA {
 namespace {
 
-constexpr int64_t block = 4096;  // elements a task computes
+constexpr int64_t block = 512;  // elements a task computes
 
 }  // namespace
 

@@ -1,0 +1,248 @@
+// Runs the CPU kernels from several threads at once, for ThreadSanitizer: .ci/sanitize builds and starts it. Beside
+// what that reports, every result must have the same bits at 1, 2, 3 and 7 threads, alone and beside other callers.
+#include <atomic>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "../csrc/kernels.h"
+
+namespace {
+
+using namespace pyppo;
+
+constexpr double infinity = std::numeric_limits<double>::infinity();
+
+std::vector<float> numbers(size_t count, unsigned seed) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal;
+  std::vector<float> out(count);
+  for (float& x : out) x = normal(random);
+  return out;
+}
+
+// All that a run wrote, one after another.
+using Bytes = std::string;
+
+template <class T>
+void append(Bytes& bytes, const std::vector<T>& values) {
+  bytes.append(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T));
+}
+
+Bytes run_gae() {
+  const int64_t T = 64, N = 4096;
+  const std::vector<float> rewards = numbers(T * N, 1), values = numbers((T + 1) * N, 2);
+  std::vector<uint8_t> terminated(T * N), truncated(T * N);
+  for (int64_t i = 0; i < T * N; i += 37) terminated[i] = 1;
+  std::vector<float> advantages(T * N), returns(T * N);
+  cpu::gae({DType::f32, T, N, rewards.data(), values.data(), nullptr, terminated.data(), truncated.data(), nullptr,
+            advantages.data(), returns.data(), 0.99, 0.95});
+  Bytes out;
+  append(out, advantages);
+  append(out, returns);
+  return out;
+}
+
+Bytes run_loss() {
+  const int64_t B = 16384, A = 5, nvec[] = {A};
+  const std::vector<float> logits = numbers(B * A, 3), advantages = numbers(B, 4), values = numbers(B, 5),
+                           returns = numbers(B, 6), old_logp(B, -1.5f);
+  std::vector<int64_t> actions(B);
+  for (int64_t i = 0; i < B; ++i) actions[i] = i * 7 % A;
+  std::vector<float> d_logits(B * A), d_values(B), stats(num_loss_stats);
+  PpoLossArgs a{};
+  a.loss.dtype = a.loss.network_dtype = DType::f32;
+  a.loss.batch = B;
+  a.loss.old_logp = old_logp.data();
+  a.loss.advantages = advantages.data();
+  a.loss.values = values.data();
+  a.loss.returns = returns.data();
+  a.loss.denominator = NAN;
+  a.loss.objective = Objective::clip;
+  a.loss.clip_low = a.loss.clip_high = 0.2;
+  a.loss.dual_clip = a.loss.value_clip = infinity;
+  a.loss.ent_coef = 0.01;
+  a.loss.vf_coef = 0.5;
+  a.loss.normalize_advantages = true;
+  a.loss.d_values = d_values.data();
+  a.loss.stats = stats.data();
+  a.dist.kind = Distribution::categorical;
+  a.dist.width = A;
+  a.dist.nvec = nvec;
+  a.dist.num_parts = 1;
+  a.dist.logits = logits.data();
+  a.actions = actions.data();
+  a.action_bytes = 8;
+  a.d_logits = d_logits.data();
+  cpu::ppo_loss(a);
+  Bytes out;
+  append(out, d_logits);
+  append(out, d_values);
+  append(out, stats);
+  return out;
+}
+
+Bytes run_adam_and_permutation() {
+  const int64_t P = 300000;
+  std::vector<float> params = numbers(P, 7), exp_avg(P), exp_avg_sq(P);
+  const std::vector<float> grads = numbers(P, 8);
+  int64_t step = 0;
+  float norm;
+  AdamArgs a{};
+  a.dtype = DType::f32;
+  a.size = P;
+  a.params = params.data();
+  a.grads = grads.data();
+  a.exp_avg = exp_avg.data();
+  a.exp_avg_sq = exp_avg_sq.data();
+  a.step = &step;
+  a.learning_rate = 1e-3;
+  a.beta1 = 0.9;
+  a.beta2 = 0.999;
+  a.eps = 1e-5;
+  a.max_grad_norm = 0.5;
+  a.grad_norm = &norm;
+  for (int i = 0; i < 3; ++i) cpu::adam(a);
+  std::vector<int64_t> order(20000);
+  cpu::permutation({int64_t(order.size()), 1, 2, 3, order.data()});
+  Bytes out;
+  append(out, params);
+  append(out, order);
+  return out;
+}
+
+// A small policy: acts for a rollout, then updates on it.
+Bytes run_mlp() {
+  const int64_t T = 32, N = 24, rows = T * N, F = 11, H = 40, A = 3;
+  std::vector<DenseLayer> layers;
+  int64_t size = 0;
+  const auto offset = [&](int64_t count) {
+    const int64_t at = size;
+    size += (count + 15) / 16 * 16;
+    return at;
+  };
+  for (int64_t outputs : {A, int64_t(1)}) {
+    int64_t inputs = F;
+    for (int64_t width : {H, outputs}) {
+      const int64_t weight = offset(inputs * width), bias = offset(width);
+      layers.push_back({inputs, width, weight, bias});
+      inputs = width;
+    }
+  }
+  const int64_t log_std = offset(A);
+  std::vector<float> params = numbers(size_t(size), 9), grads(params.size()), exp_avg(params.size()),
+                     exp_avg_sq(params.size());
+  for (float& p : params) p *= 0.3f;
+  const std::vector<float> obs = numbers((rows + N) * F, 10), advantages = numbers(rows, 11),
+                           returns = numbers(rows, 12), mean(F), scale(F, 1.0f);
+  std::vector<float> actions(rows * A), logp(rows), values(rows + N);
+  std::vector<double> env_actions(N * A);
+  const std::vector<double> low(A, -1.0), high(A, 1.0);
+  std::vector<int64_t> steps(N), index(rows);
+  for (int64_t i = 0; i < rows; ++i) index[i] = i;
+  const Mlp mlp{DType::f32, Activation::tanh, layers.data(), 0, 2, 2, params.data(), mean.data(), scale.data(), 10.0f};
+  const MlpDistribution dist{Distribution::normal, nullptr, A, log_std};
+  for (int64_t t = 0; t < T; ++t) {
+    const int64_t at = t * N;
+    cpu::mlp_act({mlp, dist, N, obs.data() + at * F, 5, 0, steps.data(), actions.data() + at * A, logp.data() + at,
+                  values.data() + at, nullptr, nullptr, ActionType::f64, env_actions.data(), nullptr, low.data(),
+                  high.data(), false});
+    for (int64_t& step : steps) ++step;
+  }
+  MlpUpdateArgs u{};
+  int64_t step = 0, seen = 0;
+  u.mlp = mlp;
+  u.dist = dist;
+  u.rollout = {obs.data(),     actions.data(), logp.data(), advantages.data(),
+               returns.data(), values.data(),  nullptr,     nullptr};
+  u.rows = index.data();
+  u.num_rows = rows;
+  u.seed = 6;
+  u.epochs = 3;
+  u.num_minibatches = 7;
+  u.loss.denominator = NAN;
+  u.loss.clip_low = u.loss.clip_high = u.loss.value_clip = 0.2;
+  u.loss.dual_clip = infinity;
+  u.loss.vf_coef = 0.5;
+  u.loss.normalize_advantages = true;
+  u.grads = grads.data();
+  u.adam.dtype = DType::f32;
+  u.adam.size = size;
+  u.adam.params = params.data();
+  u.adam.grads = grads.data();
+  u.adam.exp_avg = exp_avg.data();
+  u.adam.exp_avg_sq = exp_avg_sq.data();
+  u.adam.step = &step;
+  u.adam.learning_rate = 3e-4;
+  u.adam.beta1 = 0.9;
+  u.adam.beta2 = 0.999;
+  u.adam.eps = 1e-5;
+  u.adam.max_grad_norm = 0.5;
+  u.kl_limit = infinity;
+  std::vector<double> stats(size_t(u.epochs * u.num_minibatches * mlp_stats));
+  u.stats = stats.data();
+  u.seen = &seen;
+  cpu::mlp_update(u);
+  Bytes out;
+  append(out, params);
+  append(out, stats);
+  append(out, actions);
+  append(out, env_actions);
+  return out;
+}
+
+struct Kernel {
+  const char* name;
+  std::function<Bytes()> run;
+  Bytes wanted;
+};
+
+int check(const Kernel& kernel, const char* where) {
+  if (kernel.run() == kernel.wanted) return 0;
+  std::fprintf(stderr, "%s: other bits %s\n", kernel.name, where);
+  return 1;
+}
+
+}  // namespace
+
+int main() {
+  try {
+    cpu::capability();
+  } catch (const std::runtime_error& error) {  // PYPPO_CPU asks for what this machine lacks
+    std::fprintf(stderr, "%s\n", error.what());
+    return 2;
+  }
+  std::vector<Kernel> kernels = {
+      {"gae", run_gae, {}}, {"loss", run_loss, {}}, {"adam", run_adam_and_permutation, {}}, {"mlp", run_mlp, {}}};
+  cpu::set_num_threads(1);
+  for (Kernel& kernel : kernels) kernel.wanted = kernel.run();
+  std::atomic<int> wrong{0};
+  for (int threads : {2, 3, 7}) {
+    cpu::set_num_threads(threads);
+    for (int repeat = 0; repeat < 3; ++repeat)
+      for (const Kernel& kernel : kernels)
+        wrong += check(kernel, ("with " + std::to_string(threads) + " threads").c_str());
+  }
+  // Callers beside each other, who take the pool from one another, while its size changes.
+  std::vector<std::thread> callers;
+  for (size_t first = 0; first < kernels.size(); ++first)
+    callers.emplace_back([&, first] {
+      for (size_t i = 0; i < 2 * kernels.size(); ++i)
+        wrong += check(kernels[(first + i) % kernels.size()], "beside others");
+    });
+  for (int i = 0; i < 20; ++i) {
+    cpu::set_num_threads(1 + i % 4);
+    std::this_thread::yield();
+  }
+  for (std::thread& caller : callers) caller.join();
+  std::printf("%s: %d wrong\n", cpu::capability(), wrong.load());
+  return wrong == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}
