@@ -63,7 +63,8 @@ def _make_trainer(config: Config, quiet: bool, resume_from: Checkpoint | None = 
 
     from pyppo.actions import Distribution
     from pyppo.engines import resolve_device
-    from pyppo.envs import EnvGroup, make_envs
+    from pyppo.envpool_envs import make_envs
+    from pyppo.envs import EnvGroup
     from pyppo.trainer import Trainer
 
     with _plainly():
@@ -289,7 +290,7 @@ def _envs(arguments: list[str]) -> int:
     parser.add_argument("text", nargs="?", default="", metavar="TEXT", help="only those that contain this")
     given = parser.parse_args(arguments)
     with _plainly():
-        from pyppo.envs import list_envs
+        from pyppo.envpool_envs import list_envs
 
         found = [name for name in list_envs() if given.text.lower() in name.lower()]
     if not found:

@@ -14,7 +14,8 @@ from torch import nn
 
 from pyppo.actions import Distribution, stream_seed
 from pyppo.checkpoint import load_checkpoint, restore_policy
-from pyppo.envs import EnvGroup, as_group, make_envs
+from pyppo.envpool_envs import make_envs
+from pyppo.envs import EnvGroup, as_group
 from pyppo.policy import MLPPolicy
 
 _TRAINING_ONLY = ("episodic_life", "reward_clip")  # Atari options that make an episode or a reward another thing

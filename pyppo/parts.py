@@ -10,7 +10,8 @@ from gymnasium import spaces
 
 from pyppo.actions import Distribution, stream_seed
 from pyppo.config import Config
-from pyppo.envs import EnvGroup, make_envs
+from pyppo.envpool_envs import make_envs
+from pyppo.envs import EnvGroup
 from pyppo.policy import MLPPolicy
 
 

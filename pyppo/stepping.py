@@ -19,7 +19,8 @@ import numpy as np
 
 from pyppo import ops
 from pyppo.config import Config
-from pyppo.envs import EnvGroup, EnvPoolVectorEnv, auto_threads, make_envs, thread_ids
+from pyppo.envpool_envs import EnvPoolVectorEnv, auto_threads, make_envs, thread_ids
+from pyppo.envs import EnvGroup
 from pyppo.rollout import Act, Collector, Rollout, random_actions
 
 __all__ = ["OneCore", "Stepping", "Way", "choose"]

@@ -20,7 +20,8 @@ from pyppo.actions import Distribution, stream_seed
 from pyppo.config import Config
 from pyppo.engines import Schedule, describe, make_engine, valid_indices
 from pyppo.engines.torch_engine import TorchEngine
-from pyppo.envs import Envs, as_groups, env_spaces
+from pyppo.envpool_envs import env_spaces
+from pyppo.envs import Envs, as_groups
 from pyppo.normalize import ObservationNormalizer, RewardScaler
 from pyppo.parts import make_groups, make_policy, torch_threads
 from pyppo.rollout import Collector, Rollout, find_not_finite, random_rows

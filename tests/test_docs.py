@@ -77,7 +77,7 @@ def nothing_runs(monkeypatch):
     def reached(*arguments, **keywords):
         raise ValueError("it would start now")
 
-    monkeypatch.setattr("pyppo.envs.make_envs", reached)
+    monkeypatch.setattr("pyppo.envpool_envs.make_envs", reached)
     monkeypatch.setattr("pyppo.checkpoint.load_checkpoint", reached)
     monkeypatch.setattr("pyppo.evaluation.load_policy", reached)
     monkeypatch.setattr("pyppo.plot.plot_runs", reached)

@@ -1,21 +1,13 @@
-"""The environment contract: seeds, action checks, EnvPool's adapter, and the face over any vector environment."""
-
-import importlib.util
-import os
-import sys
+"""The environment contract: seeds, action checks, and the face over any vector environment."""
 
 import gymnasium as gym
 import numpy as np
 import probes
 import pytest
 from gymnasium import spaces
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-from pyppo import envs
-from pyppo.envs import EnvGroup, EnvPoolVectorEnv, as_groups, auto_threads, env_seed, list_envs, make_envs
-
-needs_envpool = pytest.mark.skipif(importlib.util.find_spec("envpool") is None, reason="EnvPool is not installed")
-
+from pyppo.envs import ActionCheck, EnvGroup, as_groups, env_seed
 
 # --- seeds ------------------------------------------------------------------------------------------------------------
 
@@ -103,13 +95,13 @@ BAD_ACTIONS = [
 
 @pytest.mark.parametrize(("space", "actions"), GOOD_ACTIONS)
 def test_good_actions_pass(space, actions):
-    envs._ActionCheck(space, 2)(actions)
+    ActionCheck(space, 2)(actions)
 
 
 @pytest.mark.parametrize(("space", "actions", "error", "message"), BAD_ACTIONS)
 def test_bad_actions_are_named(space, actions, error, message):
     with pytest.raises(error, match=message):
-        envs._ActionCheck(space, 2)(actions)
+        ActionCheck(space, 2)(actions)
 
 
 @pytest.mark.parametrize(
@@ -125,160 +117,7 @@ def test_bad_actions_are_named(space, actions, error, message):
 )
 def test_unsupported_action_spaces_are_named(space):
     with pytest.raises(TypeError, match=r"(?s)action space .* is not supported; it must be Discrete"):
-        envs._ActionCheck(space, 2)
-
-
-# --- EnvPool ----------------------------------------------------------------------------------------------------------
-
-
-@needs_envpool
-def test_cartpole_next_step_autoreset():
-    pool = make_envs("CartPole-v1", 3, seed=1)
-    assert isinstance(pool, VectorEnv)
-    obs, _ = pool.reset()
-    assert obs.shape == (3, 4)
-    assert pool.observation_space.shape == (3, 4)
-    done_rows = 0
-    was_done = np.zeros(3, bool)
-    for _ in range(100):
-        obs, rewards, terminated, truncated, _ = pool.step(np.ones(3, np.int64))
-        assert rewards[was_done].tolist() == [0.0] * was_done.sum()
-        assert np.all(np.abs(obs[was_done]) <= 0.05)  # CartPole starts within 0.05
-        assert np.all(np.abs(obs[terminated][:, 2]) > 0.2095 - 1e-3)  # the final observation: the pole has fallen
-        assert not truncated.any()
-        was_done = terminated
-        done_rows += terminated.sum()
-    assert done_rows > 15
-
-
-@needs_envpool
-def test_time_limit_is_truncation():
-    pool = make_envs("Pendulum-v1", 2, seed=1, options={"max_episode_steps": 3})
-    pool.reset()
-    flags = [pool.step(np.zeros((2, 1), np.float32))[2:4] for _ in range(4)]
-    assert [bool(terminated.any()) for terminated, _ in flags] == [False] * 4
-    assert [truncated.tolist() for _, truncated in flags] == [[False] * 2] * 2 + [[True] * 2, [False] * 2]
-
-
-def episode(pool, steps=5):
-    observations = [pool.reset()[0]]
-    for _ in range(steps):
-        observations.append(pool.step(np.zeros(pool.num_envs, np.int64))[0])
-    return np.stack(observations)
-
-
-@needs_envpool
-def test_seeds_make_the_trajectory_and_groups_share_them():
-    whole = episode(make_envs("CartPole-v1", 4, seed=1))
-    np.testing.assert_array_equal(whole, episode(make_envs("CartPole-v1", 4, seed=1, num_threads=2)))
-    halves = [episode(make_envs("CartPole-v1", 2, seed=1, first_env=first)) for first in (0, 2)]
-    np.testing.assert_array_equal(whole, np.concatenate(halves, axis=1))
-    starts = whole[0].tolist()
-    for other in ({"seed": 2}, {"purpose": "evaluate"}, {"purpose": "warmup"}, {"rank": 1}, {"rebuild": 1}):
-        pool = make_envs("CartPole-v1", 4, **{"seed": 1, **other})
-        assert not any(row in starts for row in pool.reset()[0].tolist()), other
-
-
-@needs_envpool
-def test_every_steps_actions_are_checked():
-    pool = make_envs("CartPole-v1", 2, seed=1)
-    pool.reset()
-    pool.step(np.array([0, 1]))
-    with pytest.raises(ValueError, match=r"actions\[1\] is 2"):
-        pool.step(np.array([0, 2]))
-    with pytest.raises(ValueError, match="shape"):
-        EnvGroup(pool).send(np.array([0]))
-    pool.step(np.array([0, 1]))
-
-
-@needs_envpool
-def test_the_actions_are_copied():
-    pool, other = (make_envs("Pendulum-v1", 2, seed=1) for _ in range(2))
-    pool.reset(), other.reset()
-    actions = np.ones((2, 1), np.float32)
-    pool.send(actions)
-    actions[:] = -1
-    np.testing.assert_array_equal(pool.recv()[0], other.step(np.ones((2, 1), np.float32))[0])
-
-
-@needs_envpool
-def test_float64_environments():
-    pool = make_envs("HalfCheetah-v4", 2, seed=1)
-    obs, infos = pool.reset()
-    assert obs.dtype == np.float64
-    assert "x_velocity" in infos
-    _, rewards, _, _, infos = pool.step(np.zeros((2, 6), np.float32))
-    assert rewards.shape == infos["x_velocity"].shape == (2,)
-
-
-@needs_envpool
-def test_refusals_of_make_envs():
-    with pytest.raises(ValueError, match=r"env_id is 'CartPole'; it must be one of EnvPool's .*near: CartPole"):
-        make_envs("CartPole", 2, seed=1)
-    with pytest.raises(ValueError, match="options has 'seed'"):
-        make_envs("CartPole-v1", 2, seed=1, options={"seed": 3})
-    with pytest.raises(ValueError, match="num_envs is 0"):
-        make_envs("CartPole-v1", 0, seed=1)
-    with pytest.raises(ValueError, match=r"env_options has \{'foo': 2\}, which CartPole-v1 does not take"):
-        make_envs("CartPole-v1", 1, seed=1, options={"foo": 2})
-
-
-@needs_envpool
-def test_refusals_of_the_adapter():
-    import envpool
-
-    pool = make_envs("CartPole-v1", 2, seed=1)
-    with pytest.raises(ValueError, match="seed is 3; it must be None"):
-        pool.reset(seed=3)
-    with pytest.raises(ValueError, match="options is"):
-        pool.reset(options={"a": 1})
-    with pytest.raises(ValueError, match="batch_size 1; it must be num_envs = 2"):
-        EnvPoolVectorEnv(envpool.make("CartPole-v1", env_type="gymnasium", num_envs=2, batch_size=1))
-    pool.close()
-    with pytest.raises(RuntimeError, match="closed"):
-        pool.step(np.array([0, 0]))
-
-
-@needs_envpool
-def test_use_after_fork_is_an_error_not_a_hang(monkeypatch):
-    pool = make_envs("CartPole-v1", 2, seed=1)
-    pool.reset()
-    process = os.getpid()
-    monkeypatch.setattr(os, "getpid", lambda: process + 1)
-    with pytest.raises(RuntimeError, match="fork"):
-        pool.step(np.array([0, 0]))
-
-
-@needs_envpool
-def test_auto_threads(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
-    assert auto_threads("CartPole-v1", 64) == 1
-    assert auto_threads("HalfCheetah-v4", 64) == 6
-    assert auto_threads("HalfCheetah-v4", 4) == 4
-
-
-@needs_envpool
-def test_list_envs():
-    names = list_envs()
-    assert names == sorted(names)
-    assert {"CartPole-v1", "HalfCheetah-v4", "Pong-v5"} <= set(names)
-
-
-def test_missing_envpool_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "envpool", None)
-    with pytest.raises(ImportError, match=r"pyppo\[envpool\]"):
-        make_envs("CartPole-v1", 2, seed=1)
-
-
-@needs_envpool
-def test_wrappers_compose():
-    env = gym.wrappers.vector.TransformReward(make_envs("CartPole-v1", 2, seed=1), lambda rewards: rewards * 10)
-    group = EnvGroup(env)
-    group.reset(seed=5)
-    group.send(np.array([0, 1]))
-    assert group.recv().rewards.tolist() == [10.0, 10.0]
-    with pytest.raises(ValueError, match=r"actions\[0\] is 7"):
-        group.send(np.array([7, 0]))
+        ActionCheck(space, 2)
 
 
 # --- EnvGroup ---------------------------------------------------------------------------------------------------------

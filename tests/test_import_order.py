@@ -17,13 +17,14 @@ PACKAGE = ROOT / "pyppo"
 # A module may import from the layers above its own, and from no sibling but those in SIBLINGS.
 LAYERS = [
     {"autograd", "config", "library", "ops", "reference", "results"},
-    {"actions", "envs", "normalize", "policy", "rollout", "report"},
+    {"actions", "envpool_envs", "envs", "normalize", "policy", "rollout", "report"},
     {"engines", "checkpoint", "parts", "stepping"},
     {"evaluation", "plot"},
     {"trainer"},
     {"cli"},
 ]
 SIBLINGS = {
+    "envpool_envs": {"envs"},  # EnvPool's environments keep the contract
     "ops": {"autograd", "library", "results"},  # in eager calls; where torch.compile traces; the types of results
     "policy": {"actions", "normalize"},  # a policy owns its action distribution and its observation statistics
 }
@@ -32,7 +33,7 @@ ONLY_IMPORTER = {
     "autograd": {"ops"},
     "library": {"ops"},
     "reference": set(),
-    "envpool": {"envs"},
+    "envpool": {"envpool_envs"},
     "tyro": {"cli"},
 }
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from pyppo.envs import EnvGroup, make_envs
+from pyppo.envpool_envs import make_envs
+from pyppo.envs import EnvGroup
 from pyppo.rollout import Collector, Episode, Rollout, random_rows
 
 needs_envpool = pytest.mark.skipif(importlib.util.find_spec("envpool") is None, reason="EnvPool is not installed")

@@ -10,7 +10,7 @@ import pytest
 
 from pyppo import Config, Trainer, stepping
 from pyppo.checkpoint import parameter_sha256
-from pyppo.envs import thread_ids
+from pyppo.envpool_envs import thread_ids
 from pyppo.parts import make_groups
 from pyppo.stepping import OneCore, Way, choose
 
