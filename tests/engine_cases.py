@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
+import pytest
 import torch
 from gymnasium import spaces
 
@@ -22,6 +23,9 @@ SPACES = {
     "multi-binary": spaces.MultiBinary(3),
     "box": spaces.Box(-1.0, 1.0, (2,), np.float32),
 }
+
+DOUBLE = pytest.mark.parametrize("double", [True, False], ids=["float64", "float32"])
+FAMILY = pytest.mark.parametrize("name", SPACES)
 
 
 def box_obs(features=FEATURES):

@@ -1,0 +1,146 @@
+"""Resuming a run: what goes on where it stopped, and what is refused and changes nothing."""
+
+import json
+import shutil
+
+import numpy as np
+import probes
+import pytest
+import torch
+from trainer_cases import OwnPolicy, config_for, envpool
+
+import pyppo
+from pyppo import checkpoint
+from pyppo.parts import make_groups
+from pyppo.trainer import Trainer
+
+# --- going on ---------------------------------------------------------------------------------------------------------
+
+
+def test_resuming_continues_counters_optimiser_and_metrics(tmp_path):
+    config = config_for(run_dir=str(tmp_path), save_interval=2, norm_obs=True, norm_reward=True, total_timesteps=400)
+    first = Trainer(config, probes.TerminalReward(num_envs=8), quiet=True)
+    first.train()
+    state = first.engine.state_dict()
+    second = Trainer.resume(first.run_dir, probes.TerminalReward(num_envs=8), quiet=True, total_timesteps=800)
+    assert second.run_dir == first.run_dir
+    assert (second.steps, second.iteration, second.rebuild) == (first.steps, first.iteration, 1)
+    assert all(torch.equal(x, state[name]) for name, x in second.engine.state_dict().items())
+    assert torch.equal(second.rollout.steps, first.rollout.steps)
+    assert checkpoint.parameter_sha256(second.policy) == checkpoint.parameter_sha256(first.policy)
+    assert second.reward_scaler.statistics.count == first.reward_scaler.statistics.count
+    history = second.train().history
+    assert history["step"][: len(first.history["step"])] == first.history["step"]
+    lines = [json.loads(line) for line in (first.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == history["step"]
+    assert sorted(set(history["step"])) == history["step"]
+    assert history["time"] == sorted(history["time"])
+
+
+def test_resuming_from_an_older_checkpoint_repeats_no_step(tmp_path):
+    config = config_for(run_dir=str(tmp_path), save_interval=1, total_timesteps=500)
+    first = Trainer(config, probes.TerminalReward(num_envs=8), quiet=True)
+    first.train()
+    saved = sorted((first.run_dir / "checkpoints").glob("step-*"))
+    second = Trainer.resume(saved[0], probes.TerminalReward(num_envs=8), quiet=True)
+    assert second.history["step"][-1] == second.steps < first.steps
+    assert sorted((first.run_dir / "checkpoints").glob("step-*")) == saved
+    second.step()
+    left = (first.run_dir / "checkpoints").glob("step-*")
+    assert max(int(path.name.removeprefix("step-")) for path in left) == second.steps < first.steps
+    steps = second.train().history["step"]
+    assert steps == sorted(set(steps))
+
+
+def test_resuming_with_a_module_of_ones_own(tmp_path):
+    config = config_for(run_dir=str(tmp_path))
+    first = Trainer(config, probes.ObservationAction(), OwnPolicy(), quiet=True)
+    first.train()
+    with pytest.raises(ValueError, match="OwnPolicy; pass policy="):
+        pyppo.load(first.run_dir)
+    second = Trainer.resume(first.run_dir, probes.ObservationAction(), OwnPolicy(), quiet=True, total_timesteps=900)
+    assert checkpoint.parameter_sha256(second.policy) == checkpoint.parameter_sha256(first.policy)
+    second.train()
+
+
+@envpool
+def test_a_resumed_run_does_not_replay_its_first_episodes(tmp_path):
+    config = config_for(env_id="CartPole-v1", run_dir=str(tmp_path), total_timesteps=200)
+    with Trainer(config, quiet=True) as first:
+        run = first.train().run_dir
+    with Trainer.resume(run, quiet=True, total_timesteps=400) as second:
+        starts = [group.reset()["obs"] for group in make_groups(config, 0, 1, 1) + second.groups]
+    assert not np.isclose(starts[0], starts[1]).all(axis=1).any()
+
+
+# --- a finished run ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    config = config_for(run_dir=str(tmp_path_factory.mktemp("runs")), save_interval=1, total_timesteps=400)
+    return Trainer(config, probes.TerminalReward(num_envs=8), quiet=True).train().run_dir
+
+
+def test_resuming_without_metrics(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "metrics.jsonl").unlink()
+    trainer = Trainer.resume(run, probes.TerminalReward(num_envs=8), quiet=True, total_timesteps=600)
+    before = trainer.steps
+    history = trainer.train().history
+    assert before < history["step"][0] < history["step"][-1]
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == len(history["step"])
+
+
+def test_resuming_names_what_a_checkpoint_lacks(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    path = checkpoint.find_checkpoint(run) / "state.json"
+    state = json.loads(path.read_text())
+    del state["rebuild"]
+    path.write_text(json.dumps(state))
+    with pytest.raises(ValueError, match="not a usable checkpoint: state.json lacks rebuild"):
+        Trainer.resume(run, probes.TerminalReward(num_envs=8), total_timesteps=900)
+
+
+def tree(folder):
+    return {path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in folder.rglob("*")}
+
+
+REFUSED = {
+    "complete": ({}, "is complete at step"),
+    "a total already passed": ({"total_timesteps": 200}, "is complete at step"),
+    "another environment": ({"env_id": "other"}, "env_id is 'other'; it must be 'probe'"),
+    "another policy": ({"hidden_sizes": (9,)}, r"hidden_sizes is \(9,\); it must be \(8,\)"),
+    "a trunk": ({"shared_trunk": True}, "shared_trunk is True; it must be False"),
+    "another activation": ({"activation": "relu"}, "activation is 'relu'; it must be 'tanh'"),
+    "another clip": ({"clip_obs": 5.0}, r"clip_obs is 5\.0; it must be 10\.0"),
+    "statistics from nowhere": ({"norm_obs": True}, "norm_obs is True; it must be False"),
+    "another deviation": ({"log_std_init": -1.0}, r"log_std_init is -1\.0; it must be 0\.0"),
+    "other bounds": ({"action_bounds": "rescale"}, "action_bounds is 'rescale'; it must be 'clip'"),
+    "no such field": ({"learning_rte": 1.0}, "learning_rte"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refused_resume_changes_nothing(finished, name):
+    changes, message = REFUSED[name]
+    before = tree(finished)
+    with pytest.raises(ValueError, match=message):
+        Trainer.resume(finished, probes.TerminalReward(num_envs=8), **changes)
+    assert tree(finished) == before
+
+
+def interrupt(*arguments):
+    raise KeyboardInterrupt
+
+
+def test_a_resume_that_does_not_train_changes_nothing(finished):
+    before = tree(finished)
+    with pytest.raises(ValueError, match="num_envs is 4; it must be 8"):
+        Trainer.resume(finished, probes.TerminalReward(num_envs=4), total_timesteps=900)
+    oldest = min((finished / "checkpoints").glob("step-*"))
+    for where in (finished, oldest):
+        with Trainer.resume(where, probes.TerminalReward(num_envs=8), quiet=True, total_timesteps=900) as trainer:
+            trainer.collector.reset = interrupt
+            assert trainer.train().interrupted
+    assert tree(finished) == before

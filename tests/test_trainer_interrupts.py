@@ -1,0 +1,119 @@
+"""Ctrl-C: what is saved and said, and how training goes on afterwards."""
+
+import probes
+import pytest
+import torch
+from trainer_cases import config_for, envpool
+
+from pyppo import checkpoint
+from pyppo.trainer import Trainer
+
+
+def test_interrupting_saves_and_says_so(tmp_path, capsys):
+    def interrupt(row):
+        if row["iteration"] == 2:
+            raise KeyboardInterrupt
+
+    config = config_for(run_dir=str(tmp_path), save_interval=0)
+    result = Trainer(config, probes.TerminalReward(num_envs=8), quiet=True, callbacks=[interrupt]).train()
+    assert result.interrupted
+    assert "interrupted at step" in (said := capsys.readouterr().err)
+    assert "pyppo resume" in said
+    assert checkpoint.load_checkpoint(result.run_dir).state["iteration"] == 2
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_checkpoint_says_whether_its_update_was_cut_short(tmp_path, interrupted):
+    trainer = Trainer(config_for(run_dir=str(tmp_path)), probes.TerminalReward(num_envs=8), quiet=True)
+    trainer.step()
+    update = trainer.engine.update
+
+    def cut(*arguments):
+        update(*arguments)
+        if interrupted:
+            raise KeyboardInterrupt
+        return update(*arguments)
+
+    trainer.engine.update = cut
+    assert trainer.train().interrupted is interrupted
+    assert checkpoint.load_checkpoint(trainer.run_dir).state["partial_update"] is interrupted
+    trainer.engine.update = update
+    trainer.step()
+    trainer.save()
+    assert checkpoint.load_checkpoint(trainer.run_dir).state["partial_update"] is False
+
+
+class Pipelined(probes.TerminalReward):
+    """Two halves of a step, which must take turns; `interrupt_at` says at which `recv` Ctrl-C comes."""
+
+    interrupt_at = -1
+    received = 0
+    answer = None
+
+    def reset(self, **kwargs):
+        assert self.answer is None, "reset with an answer pending"
+        return super().reset(**kwargs)
+
+    def send(self, actions):
+        assert self.answer is None, "two sends in a row"
+        self.answer = self.step(actions)
+
+    def recv(self):
+        self.received += 1
+        if self.received == self.interrupt_at:
+            raise KeyboardInterrupt
+        answer, self.answer = self.answer, None
+        return answer
+
+
+def test_training_goes_on_after_an_interrupt_between_send_and_recv(capsys):
+    env = Pipelined(num_envs=8)
+    config = config_for(norm_obs=True, norm_reward=True, warmup_rows=40)
+    trainer = Trainer(config, env, quiet=True)
+    trainer.step()
+    statistics = trainer.policy.normalizer.statistics["obs"]
+    steps, seen = trainer.steps, statistics.count.item()
+    env.interrupt_at = env.received + 7
+    assert trainer.train().interrupted
+    assert trainer.steps == steps
+    finished = trainer.history.episodes_total
+    trainer.step()
+    assert statistics.count.item() - seen == trainer.steps - steps  # no second warm-up
+    obs, valid = trainer.rollout.obs["obs"], trainer.rollout.valid
+    assert (obs[0].argmax(1) == 0).all()
+    assert torch.equal(obs[:16].argmax(2)[:5], torch.tensor([0, 1, 2, 3, 3])[:, None].expand(5, 8))
+    assert valid[:4].all()
+    assert not valid[4].any()
+    assert trainer.history.episodes_total - finished == 8 * 3
+    assert not trainer.train().interrupted
+
+
+@envpool
+@pytest.mark.parametrize("when", ["before the answer is taken", "after it is taken"])
+@pytest.mark.parametrize("num_groups", [1, 2])
+def test_training_goes_on_after_an_interrupt_in_envpool(monkeypatch, num_groups, when):
+    """Ctrl-C comes while the interpreter waits for EnvPool, and is raised when the answer has been taken."""
+    config = config_for(env_id="CartPole-v1", num_groups=num_groups, total_timesteps=10_000, num_steps=64)
+    with Trainer(config, quiet=True) as trainer:
+        trainer.step()
+        env = trainer.groups[-1].env
+        calls, recv = [], env._recv
+
+        def interrupted():
+            calls.append(None)
+            if len(calls) == 9:
+                if when == "after it is taken":
+                    recv()
+                raise KeyboardInterrupt
+            return recv()
+
+        monkeypatch.setattr(env, "_recv", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.step()
+        trainer.step()
+        obs, actions, done = trainer.rollout.obs["obs"], trainer.rollout.actions, trainer.rollout.terminated
+        assert (obs[0].abs() <= 0.05).all()  # the beginning of an episode
+        # The cart's velocity rises where it is pushed to the right: each observation answers its own action.
+        pushed = (obs[1:, :, 1] > obs[:-1, :, 1]) == (actions == 1)
+        assert pushed[trainer.rollout.valid].all()
+        assert done.any()
