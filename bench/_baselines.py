@@ -1,4 +1,4 @@
-"""What one would write without pyppo: GAE as loops over time, the PPO loss and its metrics in plain torch.
+"""What one would write without pyppo: GAE as loops over time, the PPO loss and a whole update in plain torch.
 
 As fast as they are usually written (CleanRL's formulas, no validation), and held against `pyppo.ops` before timing.
 """
@@ -6,12 +6,13 @@ As fast as they are usually written (CleanRL's formulas, no validation), and hel
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 GAMMA, LAMBDA = 0.99, 0.95
 CLIP, ENT_COEF, VF_COEF = 0.2, 0.01, 0.5
@@ -130,3 +131,78 @@ def one_graph(loss: Loss, network: list[Tensor], rest: list[Tensor]) -> Callable
         return value, list(grads)
 
     return run
+
+
+# --- a whole update -------------------------------------------------------------------------------------------------
+
+
+def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
+    """Linear layers with tanh between them."""
+    widths = [inputs, *hidden, outputs]
+    layers = [module for a, b in pairwise(widths) for module in (nn.Linear(a, b), nn.Tanh())]
+    return nn.Sequential(*layers[:-1])
+
+
+class PlainUpdate:
+    """An epoch over one batch as CleanRL writes it: modules, distributions, autograd, clipping and torch's Adam.
+
+    Args:
+        inputs, hidden, outputs: the layers of actor and critic.
+        continuous: a diagonal Gaussian with one deviation for all states, else a categorical.
+        data: observations [n, inputs], actions, and old log-probs, advantages, returns and values, each [n].
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        hidden: Sequence[int],
+        outputs: int,
+        *,
+        continuous: bool,
+        data: Sequence[Tensor],
+        minibatches: int,
+        learning_rate: float,
+    ) -> None:
+        self.actor, self.critic = mlp(inputs, hidden, outputs), mlp(inputs, hidden, 1)
+        self.log_std = nn.Parameter(torch.zeros(1, outputs)) if continuous else None
+        self.parameters = [*self.actor.parameters(), *self.critic.parameters()]
+        if self.log_std is not None:
+            self.parameters.append(self.log_std)
+        self._optimizer = torch.optim.Adam(self.parameters, lr=learning_rate, eps=1e-5)
+        self._data, self._minibatches = data, minibatches
+        self._generator = np.random.default_rng(0)
+
+    def evaluate(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probability of the actions, entropy and value, each [B]."""
+        output, value = self.actor(obs), self.critic(obs).view(-1)
+        if self.log_std is None:
+            categorical = torch.distributions.Categorical(logits=output, validate_args=False)
+            return categorical.log_prob(actions), categorical.entropy(), value
+        std = self.log_std.expand_as(output).exp()
+        normal = torch.distributions.Normal(output, std, validate_args=False)
+        return normal.log_prob(actions).sum(1), normal.entropy().sum(1), value
+
+    def __call__(self) -> list[float]:
+        """All minibatches once, in a random order; the share of clipped ratios of each."""
+        count, clipped = len(self._data[0]), []
+        order, size = self._generator.permutation(count), count // self._minibatches
+        for start in range(0, count, size):
+            index = order[start : start + size]
+            obs, actions, old_logp, advantages, returns, old_values = (x[index] for x in self._data)
+            logp, entropy, values = self.evaluate(obs, actions)
+            log_ratio = logp - old_logp
+            ratio = log_ratio.exp()
+            with torch.no_grad():
+                _ = ((ratio - 1) - log_ratio).mean()  # the approximate KL, which is logged
+                clipped.append(((ratio - 1.0).abs() > CLIP).float().mean().item())
+            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+            unclipped, limited = -advantages * ratio, -advantages * torch.clamp(ratio, 1 - CLIP, 1 + CLIP)
+            policy_loss = torch.max(unclipped, limited).mean()
+            moved = old_values + torch.clamp(values - old_values, -CLIP, CLIP)
+            value_loss = 0.5 * torch.max((values - returns) ** 2, (moved - returns) ** 2).mean()
+            loss = policy_loss - ENT_COEF * entropy.mean() + VF_COEF * value_loss
+            self._optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.parameters, 0.5)
+            self._optimizer.step()
+        return clipped

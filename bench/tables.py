@@ -1,6 +1,6 @@
 """Writes the tables of README.md and docs/ from the JSON files that the other benchmarks wrote.
 
-    python bench/tables.py [--kernels FILE] [--train FILE] [--learning FILE ...]
+    python bench/tables.py [--kernels FILE] [--update FILE] [--train FILE] [--learning FILE ...]
 
 A table goes between <!-- NAME --> and <!-- /NAME -->; what stood there goes. Figures come from the files alone.
 """
@@ -16,6 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 TITLES = {"gae": "`gae`", "loss": "PPO loss with gradients", "sample": "`sample`", "adam": "`adam` with clipping"}
+UPDATE_TITLES = {"update": "A minibatch's update", "wide": "The same of wide layers", "act": "Acting"}
 HEADLINES = {"2048 x 1", "128 x 8", "1024 x 4096", "categorical 256 x 4", "categorical 32768 x 4", "normal 64 x 6"}
 
 
@@ -77,6 +78,22 @@ def headline_table(results: Mapping[str, Any]) -> str:
     return f"{machine(results['machine'])}\n\n{table(columns, lines)}"
 
 
+def update_tables(results: Mapping[str, Any]) -> str:
+    """Minibatches of small networks, of wide ones, and acting; each contender in a column."""
+    parts = [f"{machine(results['machine'])} Peak: {results['peak_gmacs']:g} GMAC/s on one thread."]
+    for group, title in UPDATE_TITLES.items():
+        if rows := results.get(group):
+            names, ours = list(rows[0]["us"]), next(iter(rows[0]["us"]))
+            lines = []
+            for row in rows:
+                size = [row["case"], str(row.get("batch", row.get("rows"))), str(row["threads"])]
+                rate = [f"{row['gmacs'][ours]:.1f}", f"{row['of_peak'][ours]:.2f}"] if "gmacs" in row else []
+                lines.append([*size, *(short(row["us"][n]) for n in names), times(row["times_rival"][ours]), *rate])
+            rates = ["GMAC/s", "of peak"] if "gmacs" in rows[0] else []
+            parts.append(f"{title}, µs:\n\n" + table(["layers", "rows", "threads", *names, "×", *rates], lines))
+    return "\n\n".join(parts)
+
+
 def train_table(results: Mapping[str, Any]) -> str:
     """Speeds and shares."""
     phases = ("act", "env", "gae", "update", "other")
@@ -115,6 +132,7 @@ def fill(path: Path, name: str, text: str) -> None:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kernels", type=Path, metavar="FILE", help="of bench/kernels.py --json")
+    parser.add_argument("--update", type=Path, metavar="FILE", help="of bench/update.py --json")
     parser.add_argument("--train", type=Path, metavar="FILE", help="of bench/train.py --json")
     parser.add_argument(
         "--learning", type=Path, nargs="+", default=[], metavar="FILE", help="of bench/learning.py --json"
@@ -128,6 +146,8 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> None:
         results = json.loads(given.kernels.read_text())
         fill(root / "docs/benchmarks.md", "kernels", kernel_tables(results))
         fill(root / "README.md", "kernels", headline_table(results))
+    if given.update:
+        fill(root / "docs/benchmarks.md", "update", update_tables(json.loads(given.update.read_text())))
     if given.train:
         results = json.loads(given.train.read_text())
         fill(root / "docs/benchmarks.md", "train", train_table(results))

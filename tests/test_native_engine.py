@@ -187,11 +187,48 @@ def test_sizes_of_layers(features, hidden_sizes, name, shared_trunk):
     assert_updates_alike(SPACES[name], settings(update_epochs=2), double=True, valid=some_valid(), **how)
 
 
-@pytest.mark.parametrize(("steps", "rows"), [(1, 1), (1, 2), (3, 21), (5, 67), (16, 32)])
+@pytest.mark.parametrize(("steps", "rows"), [(1, 1), (1, 2), (3, 21), (5, 67), (16, 32), (16, 67)])
 @DOUBLE
 def test_sizes_of_rollouts(steps, rows, double):
     config = settings(num_steps=steps, num_envs=rows, num_minibatches=1 if steps * rows < 3 else 3, update_epochs=2)
     assert_updates_alike(SPACES["box"], config, double=double, shape={"steps": steps, "rows": rows})
+
+
+# Layers whose weights are packed for minibatches of 128 rows and more: hidden ones, the first, a head behind a trunk.
+WIDE = {
+    "hidden": (SPACES["box"], {"hidden_sizes": (257, 301)}),
+    "first": (SPACES["discrete"], {"hidden_sizes": (256,), "obs_space": box_of(261)}),
+    "head": (spaces.Discrete(300), {"hidden_sizes": (31, 301), "shared_trunk": True}),
+    "trunk": (SPACES["multi-discrete"], {"hidden_sizes": (256, 256), "shared_trunk": True}),
+}
+WIDE_ROLLOUT = {"steps": 16, "rows": 35}
+
+
+@pytest.mark.parametrize("name", WIDE)
+@pytest.mark.parametrize("num_minibatches", [1, 3, 5], ids=["560 rows", "187 rows", "112 rows, not packed"])
+def test_wide_layers(name, num_minibatches):
+    space, how = WIDE[name]
+    config = settings(num_steps=16, num_envs=35, num_minibatches=num_minibatches, update_epochs=2)
+    assert_updates_alike(space, config, double=True, shape=WIDE_ROLLOUT, **how)
+
+
+@pytest.mark.parametrize("name", WIDE)
+@DOUBLE
+def test_wide_layers_give_the_same_bits_packed_or_not(name, double, kernel_threads):
+    """Acting packs nothing, so a ratio that is not 1 at first would be a difference; nor do threads make one."""
+    space, how = WIDE[name]
+    config = settings(num_steps=16, num_envs=35, num_minibatches=2, update_epochs=2)
+    states = []
+    for threads in (1, 2, 7):
+        kernel_threads(threads)
+        engine = engine_on("native", space, config, double=double, **how)
+        obs_space = {"obs_space": how["obs_space"]} if "obs_space" in how else {}
+        rollout = filled(engine, space, **WIDE_ROLLOUT, **obs_space)
+        table = engine._minibatches(valid_indices(rollout.valid), schedule(config), 0)
+        assert double or table[0, APPROX_KL] == 0.0
+        states.append(state_of(engine))
+    for state in states[1:]:
+        assert all(torch.equal(x, states[0][key]) for key, x in state.items())
 
 
 # Each so far from its default that leaving the field out changes the parameters well beyond the tolerance.

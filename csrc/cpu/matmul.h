@@ -138,42 +138,136 @@ void dense_backward(const T* weight, int64_t inputs, int64_t outputs, const T* d
   });
 }
 
+// A wide layer's weights are read from a copy: tiles of rows, a tile's columns after one another, the last tile filled
+// up with zeros. From the matrix itself a tile's rows are a power of two apart, and few of them fit into the cache at
+// once; the transposed product would use a part of each line it fetches.
+constexpr int packed_rows = accumulators / 2;
+
+inline int64_t packed_tiles(int64_t rows) { return (rows + packed_rows - 1) / packed_rows; }
+
+// The tiles [begin, end) of a matrix [rows, columns] whose elements are `row` and `column` apart.
+template <class T>
+void pack_tiles(const T* matrix, int64_t row, int64_t column, int64_t rows, int64_t columns, int64_t begin, int64_t end,
+                T* packed) {
+  constexpr int64_t run = 8;  // columns at a time: of a transposed matrix, lines that the next tile wants too
+  for (int64_t k = 0; k < columns; k += run)
+    for (int64_t tile = begin; tile < end; ++tile) {
+      const int64_t first = tile * packed_rows, last = k + run < columns ? k + run : columns;
+      const T* from = matrix + first * row;
+      T* to = packed + first * columns;
+      if (rows - first >= packed_rows)
+        for (int64_t c = k; c < last; ++c)
+          for (int m = 0; m < packed_rows; ++m) to[c * packed_rows + m] = from[m * row + c * column];
+      else
+        for (int64_t c = k; c < last; ++c)
+          for (int m = 0; m < packed_rows; ++m)
+            to[c * packed_rows + m] = m < rows - first ? from[m * row + c * column] : T(0);
+    }
+}
+
+// y [rows][L] = bias + matrix x over the first `vectors` vectors of lanes, from the matrix's packed tiles. No bias: 0,
+// or what y holds where `accumulate`.
+template <int L, class T>
+void dense_packed(const T* packed, const T* bias, int64_t columns, int64_t rows, const T* x, T* y, int vectors,
+                  bool accumulate) {
+  constexpr int M = packed_rows;
+  for (int64_t j = 0; j < rows; j += M) {
+    const int64_t left = rows - j;
+    for_panels(vectors, [&](auto panel, int v) {
+      constexpr int N = decltype(panel)::count;
+      const int64_t lane = int64_t(v) * vector_lanes<T>;
+      T* out = y + j * L + lane;
+      Vector<T> acc[M][N];
+      for_accumulators<M, N>([&](int m, int n) {
+        acc[m][n] = Vector<T>{};
+        if (m >= left) return;
+        if (bias != nullptr) acc[m][n] += bias[j + m];
+        if (accumulate) acc[m][n] = load_vector(out + m * L + n * vector_lanes<T>);
+      });
+      multiply_add<M, N>(acc, packed + j * columns, 1, M, x + lane, L, columns);
+      for_accumulators<M, N>([&](int m, int n) {
+        if (m < left) store_vector(out + m * L + n * vector_lanes<T>, acc[m][n]);
+      });
+    });
+  }
+}
+
+template <class T>
+inline size_t bytes_within(int n, int64_t width) {
+  const int64_t left = width - n * vector_lanes<T>;
+  return left <= 0 ? 0 : sizeof(T) * size_t(left < vector_lanes<T> ? left : vector_lanes<T>);
+}
+
 // Vector n of a row, as much of it as lies within the row's width.
 template <class T>
 inline void store_first(T* row, int n, int64_t width, const Vector<T>& v) {
-  const int64_t left = width - n * vector_lanes<T>;
-  if (left <= 0) return;
-  const int64_t count = left < vector_lanes<T> ? left : vector_lanes<T>;
-  memcpy(row + n * vector_lanes<T>, &v, size_t(count) * sizeof(T));
+  memcpy(row + n * vector_lanes<T>, &v, bytes_within<T>(n, width));
+}
+
+template <class T>
+inline Vector<T> load_first(const T* row, int n, int64_t width) {
+  Vector<T> v = {};
+  memcpy(&v, row + n * vector_lanes<T>, bytes_within<T>(n, width));
+  return v;
+}
+
+// Samples of a dense layer's inputs as its weight gradient reads them: in panels of two vectors of columns, a panel's
+// samples after one another. Samples `inputs` apart would, where that is a power of two, share a few sets of the cache.
+template <class T>
+constexpr int panel_columns = 2 * vector_lanes<T>;
+
+template <class T>
+struct Panel {
+  T* first;       // of the panel's first sample
+  int64_t width;  // its columns; samples are as far apart
+};
+
+// The panel of column k, the first of its panel, of x [capacity, inputs].
+template <class T>
+inline Panel<T> panel_at(T* x, int64_t capacity, int64_t inputs, int64_t k) {
+  return {x + k * capacity, inputs - k < panel_columns<T> ? inputs - k : panel_columns<T>};
 }
 
 // Rows [begin, end) of d_weight [outputs, inputs] and d_bias, summed over all samples in order.
-//   x [batch, inputs], samples after one another and readable for a vector beyond its end; dy [outputs][L] in each
-//   block of samples, `block_stride` apart.
+//   x: panels of [capacity, inputs], readable for a vector beyond their end; dy [outputs][L] in each block of samples,
+//   `block_stride` apart.
 template <int L, class T>
-void weight_gradient(const T* x, const T* dy, int64_t block_stride, int64_t batch, int64_t inputs, int64_t begin,
-                     int64_t end, T* d_weight, T* d_bias) {
+void weight_gradient(const T* x, int64_t capacity, const T* dy, int64_t block_stride, int64_t batch, int64_t inputs,
+                     int64_t begin, int64_t end, T* d_weight, T* d_bias) {
+  constexpr int64_t part = 8;  // blocks whose samples of a panel stay in the first cache while the rows go by
   const int64_t blocks = (batch + L - 1) / L;
   const int vectors = int((inputs + vector_lanes<T> - 1) / vector_lanes<T>);
-  for_panels(vectors, [&](auto panel, int v) {
-    constexpr int N = decltype(panel)::count;
-    const int64_t k = int64_t(v) * vector_lanes<T>;
-    for_row_tiles<N>(begin, end, [&](auto rows, int64_t j) {
-      constexpr int M = decltype(rows)::count;
-      Vector<T> acc[M][N];
-      for_accumulators<M, N>([&](int m, int n) { acc[m][n] = Vector<T>{}; });
-      for (int64_t b = 0; b < blocks; ++b) {
-        const int64_t count = batch - b * L < L ? batch - b * L : L;
-        multiply_add<M, N>(acc, dy + b * block_stride + j * L, L, 1, x + b * L * inputs + k, inputs, count);
-      }
-      T* out = d_weight + j * inputs + k;
-      const int64_t width = inputs - k;
-      if (width >= N * vector_lanes<T>)
-        for_accumulators<M, N>([&](int m, int n) { store_vector(out + m * inputs + n * vector_lanes<T>, acc[m][n]); });
-      else
-        for_accumulators<M, N>([&](int m, int n) { store_first(out + m * inputs, n, width, acc[m][n]); });
+  for (int64_t first = 0; first < blocks; first += part) {
+    const int64_t last = first + part < blocks ? first + part : blocks;
+    for_panels(vectors, [&](auto columns, int v) {
+      constexpr int N = decltype(columns)::count;
+      const int64_t k = int64_t(v) * vector_lanes<T>;
+      const Panel<const T> panel = panel_at(x, capacity, inputs, k);
+      const bool whole = panel.width >= N * vector_lanes<T>;
+      for_row_tiles<N>(begin, end, [&](auto rows, int64_t j) {
+        constexpr int M = decltype(rows)::count;
+        T* out = d_weight + j * inputs + k;
+        Vector<T> acc[M][N];
+        if (first == 0)
+          for_accumulators<M, N>([&](int m, int n) { acc[m][n] = Vector<T>{}; });
+        else if (whole)
+          for_accumulators<M, N>(
+              [&](int m, int n) { acc[m][n] = load_vector(out + m * inputs + n * vector_lanes<T>); });
+        else
+          for_accumulators<M, N>([&](int m, int n) { acc[m][n] = load_first(out + m * inputs, n, panel.width); });
+        for (int64_t b = first; b < last; ++b) {
+          const int64_t count = batch - b * L < L ? batch - b * L : L;
+          multiply_add<M, N>(acc, dy + b * block_stride + j * L, L, 1, panel.first + b * L * panel.width, panel.width,
+                             count);
+        }
+        if (whole)
+          for_accumulators<M, N>(
+              [&](int m, int n) { store_vector(out + m * inputs + n * vector_lanes<T>, acc[m][n]); });
+        else
+          for_accumulators<M, N>([&](int m, int n) { store_first(out + m * inputs, n, panel.width, acc[m][n]); });
+      });
     });
-  });
+  }
   for (int64_t j = begin; j < end; ++j) {
     Vector<T> sums = {};
     for (int64_t b = 0; b < blocks; ++b) {

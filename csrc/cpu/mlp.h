@@ -10,7 +10,8 @@
 namespace pyppo::cpu {
 namespace {  // one copy for each instruction set
 
-constexpr int mlp_lanes = 32;  // samples of a block: two vectors of AVX-512 floats, four of AVX2's
+constexpr int mlp_lanes = 32;          // samples of a block: two vectors of AVX-512 floats, four of AVX2's
+constexpr int64_t wide_layer = 65536;  // weights: from here on they and a block's activations outgrow the caches
 
 // Which layers there are, and which feeds which.
 class Layers {
@@ -39,6 +40,8 @@ class Layers {
     for (int64_t k = 0; k < l; ++k) sum += mlp_.layers[k].outputs;
     return sum;
   }
+  // Whether a layer's weights are worth a copy in the order in which its products read them.
+  bool is_wide(int64_t l) const { return mlp_.layers[l].inputs * mlp_.layers[l].outputs >= wide_layer; }
   int64_t multiplications() const {
     int64_t sum = 0;
     for (int64_t l = 0; l < count(); ++l) sum += mlp_.layers[l].inputs * mlp_.layers[l].outputs;
@@ -112,6 +115,58 @@ inline void read_features(const Mlp& mlp, const float* __restrict obs, T* __rest
   }
 }
 
+// Copies of the wide layers' weights, packed for the forward and for the backward product.
+template <class T>
+class PackedWeights {
+ public:
+  // `wanted`: whether there will be rows enough to be worth the copies.
+  PackedWeights(const Mlp& mlp, bool wanted)
+      : layers_(mlp), wanted_(wanted), weights_(size_t(offset(2 * layers_.count()))) {}
+
+  // The packed tiles of layer l, or of its transpose; null: there are none.
+  const T* forward(int64_t l) const { return has(2 * l) ? weights_.get() + offset(2 * l) : nullptr; }
+  const T* backward(int64_t l) const { return has(2 * l + 1) ? weights_.get() + offset(2 * l + 1) : nullptr; }
+
+  // The copies in parts that can be made at once: how many, and one of them.
+  int64_t parts() const {
+    int64_t sum = 0;
+    for (int64_t copy = 0; copy < 2 * layers_.count(); ++copy) sum += parts_of(copy);
+    return sum;
+  }
+  void pack(const T* params, int64_t part) const {
+    int64_t copy = 0;
+    for (; part >= parts_of(copy); ++copy) part -= parts_of(copy);
+    const DenseLayer& layer = layers_[copy / 2];
+    const bool turned = copy % 2 == 1;
+    const int64_t begin = part * part_tiles, end = begin + part_tiles;
+    pack_tiles(params + layer.weight, turned ? 1 : layer.inputs, turned ? layer.inputs : 1, rows_of(copy),
+               columns_of(copy), begin, end < tiles_of(copy) ? end : tiles_of(copy), weights_.get() + offset(copy));
+  }
+
+ private:
+  static constexpr int64_t part_tiles = 8;  // whole cache lines of a transposed matrix
+
+  // Copy 2 l is layer l's weights, copy 2 l + 1 their transpose, which the features' gradient would want: nobody does.
+  bool has(int64_t copy) const {
+    return wanted_ && layers_.is_wide(copy / 2) && (copy % 2 == 0 || layers_.source(copy / 2) >= 0);
+  }
+  int64_t rows_of(int64_t copy) const { return copy % 2 == 0 ? layers_[copy / 2].outputs : layers_[copy / 2].inputs; }
+  int64_t columns_of(int64_t copy) const {
+    return copy % 2 == 0 ? layers_[copy / 2].inputs : layers_[copy / 2].outputs;
+  }
+  int64_t tiles_of(int64_t copy) const { return has(copy) ? packed_tiles(rows_of(copy)) : 0; }
+  int64_t parts_of(int64_t copy) const { return (tiles_of(copy) + part_tiles - 1) / part_tiles; }
+  int64_t offset(int64_t copy) const {
+    int64_t sum = 0;
+    for (int64_t c = 0; c < copy; ++c) sum += tiles_of(c) * packed_rows * columns_of(c);
+    return sum;
+  }
+
+  const Layers layers_;
+  const bool wanted_;
+  const Scratch<T> weights_;
+};
+
 // The tiles of one block: features [F][L], each layer's output [outputs][L], its input where the derivative wants it.
 template <class T>
 struct BlockTiles {
@@ -124,8 +179,9 @@ struct BlockTiles {
 template <class T, int L>
 class MlpBlock {
  public:
-  MlpBlock(const Mlp& mlp, const BlockTiles<T>& tiles)
-      : mlp_(mlp), layers_(mlp), params_(static_cast<const T*>(mlp.params)), tiles_(tiles) {}
+  // `packed`: may be null.
+  MlpBlock(const Mlp& mlp, const BlockTiles<T>& tiles, const PackedWeights<T>* packed)
+      : mlp_(mlp), layers_(mlp), params_(static_cast<const T*>(mlp.params)), tiles_(tiles), packed_(packed) {}
 
   T* output(int64_t l) const { return tiles_.outputs + layers_.outputs_before(l) * L; }
 
@@ -134,8 +190,11 @@ class MlpBlock {
     for (int64_t l = begin; l < end; ++l) {
       const DenseLayer& layer = layers_[l];
       const T* x = layers_.source(l) < 0 ? tiles_.features : output(layers_.source(l));
-      dense_forward<L>(params_ + layer.weight, params_ + layer.bias, layer.inputs, layer.outputs, x, output(l),
-                       tiles_.vectors);
+      const T* bias = params_ + layer.bias;
+      if (const T* packed = packed_ == nullptr ? nullptr : packed_->forward(l))
+        dense_packed<L>(packed, bias, layer.inputs, layer.outputs, x, output(l), tiles_.vectors, false);
+      else
+        dense_forward<L>(params_ + layer.weight, bias, layer.inputs, layer.outputs, x, output(l), tiles_.vectors);
       if (!layers_.is_head(l)) activate<L>(mlp_.activation, output(l), kept_input(l), layer.outputs, tiles_.vectors);
     }
   }
@@ -169,7 +228,10 @@ class MlpBlock {
 
   void input_gradient(int64_t l, T* d, bool accumulate) const {
     const DenseLayer& layer = layers_[l];
-    dense_backward<L>(params_ + layer.weight, layer.inputs, layer.outputs, output(l), d, tiles_.vectors, accumulate);
+    if (const T* packed = packed_ == nullptr ? nullptr : packed_->backward(l))
+      dense_packed<L, T>(packed, nullptr, layer.outputs, layer.inputs, output(l), d, tiles_.vectors, accumulate);
+    else
+      dense_backward<L>(params_ + layer.weight, layer.inputs, layer.outputs, output(l), d, tiles_.vectors, accumulate);
   }
 
   void through_activation(int64_t l, const T* d) const {
@@ -180,6 +242,7 @@ class MlpBlock {
   const Layers layers_;
   const T* params_;
   const BlockTiles<T>& tiles_;
+  const PackedWeights<T>* packed_;
 };
 
 inline int vectors_of(int64_t count, int lanes) { return int((count + lanes - 1) / lanes); }
@@ -193,7 +256,7 @@ class ForwardBlock {
         layers_(mlp),
         memory_(size_t((2 * layers_.features() + layers_.outputs_before(layers_.count())) * L)),
         tiles_{memory_.get(), memory_.get() + layers_.features() * L, nullptr, 0},
-        block_(mlp, tiles_) {}
+        block_(mlp, tiles_, nullptr) {}
 
   // `count` <= L rows of observations [count, F].
   void load(const float* obs, int64_t count) {

@@ -17,7 +17,10 @@ constexpr double microseconds_per_product = 4e-5;
 struct WeightTask {
   int64_t layer, begin, end;
 };
-constexpr int64_t weight_task_rows = 12;  // whole tiles of every instruction set
+// Whole tiles of every instruction set. More rows read the inputs less often, fewer are easier to divide.
+constexpr int64_t narrow_task_rows = 12, wide_task_rows = 48;
+inline int64_t task_rows(const DenseLayer& layer) { return layer.outputs < 256 ? narrow_task_rows : wide_task_rows; }
+constexpr int64_t least_packed_rows = 128;  // rows of a minibatch from which on packing wide layers pays
 
 // Minibatches of up to `capacity` rows: the memory for one, and the steps through it.
 template <template <class, int> class Tile, class T>
@@ -41,11 +44,14 @@ class Minibatches {
         sums_(size_t(blocks_ * num_sums)),
         log_std_sums_(size_t(blocks_ * num_params_)),
         errors_(size_t(blocks_)),
-        tasks_(size_t(num_outputs_ / weight_task_rows + layers_.count())),
+        tasks_(size_t(num_outputs_ / narrow_task_rows + layers_.count())),
+        packed_(a.mlp, capacity >= least_packed_rows),
         capacity_(capacity) {
-    for (int64_t l = 0; l < layers_.count(); ++l)
-      for (int64_t j = 0; j < layers_[l].outputs; j += weight_task_rows)
-        tasks_.get()[num_tasks_++] = {l, j, min_of(j + weight_task_rows, layers_[l].outputs)};
+    for (int64_t l = 0; l < layers_.count(); ++l) {
+      const int64_t rows = task_rows(layers_[l]);
+      for (int64_t j = 0; j < layers_[l].outputs; j += rows)
+        tasks_.get()[num_tasks_++] = {l, j, min_of(j + rows, layers_[l].outputs)};
+    }
     describe_loss();
   }
 
@@ -58,6 +64,8 @@ class Minibatches {
     gather(advantages(), a_.rollout.advantages, 0, batch);
     const BatchMoments moments = batch_moments<T>(loss_.loss);
     for (int64_t i = 0; i < blocks * num_sums; ++i) sums_.get()[i] = 0;
+    if (const int64_t parts = packed_.parts())  // takes about as long as a block's products
+      parallel_for(parts, microseconds(L), [&](int64_t i) { packed_.pack(static_cast<const T*>(a_.mlp.params), i); });
     const double passes = with_gradients ? 2.0 : 1.0;
     parallel_for(blocks, passes * microseconds(batch),
                  [&](int64_t b) { errors_.get()[b] = block(b, min_of((b + 1) * L, batch), moments, with_gradients); });
@@ -77,8 +85,8 @@ class Minibatches {
       const int64_t source = layers_.source(task.layer);
       const T* x = source < 0 ? features_.get() : hidden_rows(source);
       const T* dy = outputs_.get() + layers_.outputs_before(task.layer) * L;
-      weight_gradient<L>(x, dy, num_outputs_ * L, batch, layer.inputs, task.begin, task.end, grads + layer.weight,
-                         grads + layer.bias);
+      weight_gradient<L>(x, capacity_, dy, num_outputs_ * L, batch, layer.inputs, task.begin, task.end,
+                         grads + layer.weight, grads + layer.bias);
     });
     if (a_.dist.kind != Distribution::normal) return;
     for (int64_t j = 0; j < num_params_; ++j) {
@@ -142,15 +150,15 @@ class Minibatches {
     for (int64_t i = first; i < end; ++i) to[i] = T(from[index_[i]]);
   }
 
-  // The rows [first, end) of the minibatch, from the rollout.
-  void gather_rows(int64_t first, int64_t end) const {
+  // The rows [first, end) of the minibatch, from the rollout; their features [end - first, F].
+  void gather_rows(int64_t first, int64_t end, T* features) const {
     const MlpRollout& r = a_.rollout;
     gather(old_logp(), r.logp, first, end);
     gather(returns(), r.returns, first, end);
     gather(old_values(), r.values, first, end);
     const int64_t parts = a_.dist.num_parts;
     for (int64_t i = first; i < end; ++i) {
-      read_features(a_.mlp, r.obs + index_[i] * num_features_, features_.get() + i * num_features_, num_features_);
+      read_features(a_.mlp, r.obs + index_[i] * num_features_, features + (i - first) * num_features_, num_features_);
       if (a_.dist.kind == Distribution::normal)
         for (int64_t j = 0; j < parts; ++j)
           reinterpret_cast<T*>(actions_.get())[i * parts + j] =
@@ -164,16 +172,24 @@ class Minibatches {
     }
   }
 
+  // A tile [width][L] to the rows from `first` on of panels [capacity, width].
+  void store_panels(T* panels, int64_t first, int count, const T* tile, int64_t width) const {
+    for (int64_t k = 0; k < width; k += panel_columns<T>) {
+      const Panel<T> panel = panel_at(panels, capacity_, width, k);
+      store_tile<L>(panel.first + first * panel.width, tile + k * L, count, panel.width);
+    }
+  }
+
   RowErrors block(int64_t b, int64_t end, const BatchMoments& moments, bool with_gradients) {
     const int64_t first = b * L;
     const int count = int(end - first);
-    gather_rows(first, end);
-    const Scratch<T> feature_tile(size_t(num_features_ * L));
-    load_tile<L>(feature_tile.get(), features_.get() + first * num_features_, count, num_features_);
+    const Scratch<T> feature_tile(size_t(num_features_ * L)), feature_rows(size_t(num_features_ * L));
+    gather_rows(first, end, feature_rows.get());
+    load_tile<L>(feature_tile.get(), feature_rows.get(), count, num_features_);
     const BlockTiles<T> tiles{feature_tile.get(), outputs_.get() + b * num_outputs_ * L,
                               a_.mlp.activation == Activation::silu ? inputs_.get() + b * num_outputs_ * L : nullptr,
                               vectors_of(count, vector_lanes<T>)};
-    const MlpBlock<T, L> network(a_.mlp, tiles);
+    const MlpBlock<T, L> network(a_.mlp, tiles, &packed_);
     const int64_t actor = layers_.actor_head(), critic = layers_.critic_head();
     network.forward(0, layers_.count());
     store_tile<L>(outputs_of_actor() + first * num_params_, network.output(actor), count, num_params_);
@@ -182,9 +198,9 @@ class Minibatches {
         loss_block<Tile, T, L>(loss_, moments, first, end, sums_.get() + b * num_sums,
                                a_.dist.kind == Distribution::normal ? log_std_sums_.get() + b * num_params_ : nullptr);
     if (!with_gradients) return errors;
+    store_panels(features_.get(), first, count, feature_tile.get(), num_features_);
     for (int64_t l = 0; l < layers_.count(); ++l)
-      if (!layers_.is_head(l))
-        store_tile<L>(hidden_rows(l) + first * layers_[l].outputs, network.output(l), count, layers_[l].outputs);
+      if (!layers_.is_head(l)) store_panels(hidden_rows(l), first, count, network.output(l), layers_[l].outputs);
     load_tile<L>(network.output(actor), d_outputs_of_actor() + first * num_params_, count, num_params_);
     load_tile<L>(network.output(critic), d_values() + first, count, 1);
     const Scratch<T> scratch(size_t(2 * layers_.widest() * L));
@@ -195,8 +211,8 @@ class Minibatches {
   const MlpUpdateArgs& a_;
   const Layers layers_;
   const int64_t num_features_, num_params_, num_outputs_, blocks_;
-  const Scratch<T> features_;  // [capacity, F]
-  const Scratch<T> hidden_;    // [capacity, outputs] for each layer that feeds another
+  const Scratch<T> features_;  // panels of [capacity, F]
+  const Scratch<T> hidden_;    // panels of [capacity, outputs] for each layer that feeds another
   const Scratch<T> outputs_;   // [blocks][all layers' outputs][L]; after backward the gradients of their inputs
   const Scratch<T> inputs_;    // the same, of what was activated; silu only
   const Scratch<T> columns_, params_;
@@ -205,6 +221,7 @@ class Minibatches {
   const Scratch<double> sums_, log_std_sums_;
   const Scratch<RowErrors> errors_;
   const Scratch<WeightTask> tasks_;
+  const PackedWeights<T> packed_;
   const int64_t capacity_;
   int64_t num_tasks_ = 0;
   const int64_t* index_ = nullptr;
