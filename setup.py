@@ -1,7 +1,7 @@
 """Hands the build of pyppo._C over to CMake. Everything else about the package is in pyproject.toml.
 
-PYPPO_CUDA=0 leaves CUDA out, PYPPO_CUDA=1 makes its absence an error. PYPPO_WERROR=1, PYPPO_SANITIZE=address,undefined
-and PYPPO_CUDA_PROFILE=1 are for development.
+PYPPO_CUDA=0 leaves CUDA out, PYPPO_CUDA=1 makes its absence an error. PYPPO_WERROR=1, PYPPO_SANITIZE=address,undefined,
+PYPPO_ISAS="avx2;portable" and PYPPO_CUDA_PROFILE=1 are for development.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class CMakeBuild(build_ext):
             "PYPPO_CUDA": os.environ.get("PYPPO_CUDA") or "auto",
             "PYPPO_OUTPUT_DIR": Path(self.get_ext_fullpath(ext.name)).resolve().parent,
             "PYPPO_CUDA_PROFILE": os.environ.get("PYPPO_CUDA_PROFILE", "0"),
+            "PYPPO_ISAS": os.environ.get("PYPPO_ISAS", ""),
             "PYPPO_SANITIZE": os.environ.get("PYPPO_SANITIZE", ""),
             "PYPPO_VERSION": self.distribution.get_version(),
             "PYPPO_WERROR": os.environ.get("PYPPO_WERROR", "0"),

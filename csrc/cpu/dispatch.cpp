@@ -5,10 +5,14 @@
 
 #include "isa.h"
 
-PYPPO_KERNELS_OF(portable)
-#ifdef PYPPO_HAVE_X86
-PYPPO_KERNELS_OF(avx2)
+#ifdef PYPPO_HAVE_avx512
 PYPPO_KERNELS_OF(avx512)
+#endif
+#ifdef PYPPO_HAVE_avx2
+PYPPO_KERNELS_OF(avx2)
+#endif
+#ifdef PYPPO_HAVE_portable
+PYPPO_KERNELS_OF(portable)
 #endif
 
 namespace pyppo::cpu {
@@ -36,7 +40,7 @@ struct Table {
   }
 
 const Table tables[] = {
-#ifdef PYPPO_HAVE_X86
+#ifdef PYPPO_HAVE_avx512
     // __builtin_cpu_supports also asks the operating system whether it saves the wide registers.
     PYPPO_TABLE(avx512,
                 [] {
@@ -44,9 +48,13 @@ const Table tables[] = {
                          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                          __builtin_cpu_supports("fma");
                 }),
+#endif
+#ifdef PYPPO_HAVE_avx2
     PYPPO_TABLE(avx2, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }),
 #endif
+#ifdef PYPPO_HAVE_portable
     PYPPO_TABLE(portable, [] { return true; }),
+#endif
 };
 
 const Table& choose() {

@@ -147,7 +147,8 @@ void gae_of(const GaeArgs& args) {
   if (a.num_envs <= narrow && small) return a.valid != nullptr ? narrow_blocks<true>(a) : narrow_blocks<false>(a);
   const bool stream = elements * 2 * int64_t(sizeof(T)) > stream_bytes;
   // Columns are independent, so the split may follow the number of threads without changing a bit.
-  int64_t width = (a.num_envs + get_num_threads() - 1) / get_num_threads();
+  const int64_t threads = get_num_threads();  // asked once: another Python thread may set it meanwhile
+  int64_t width = (a.num_envs + threads - 1) / threads;
   if (width > 64) width = (width + 63) / 64 * 64;
   if (width > strip) width = strip;
   const int64_t strips = (a.num_envs + width - 1) / width;
