@@ -81,8 +81,10 @@ class OneCore:
         self._before, self._known = os.sched_getaffinity(0), thread_ids()
         core = {_current_core(self._before)}
         try:
-            for thread in (0, *self._threads):  # 0: the caller
-                os.sched_setaffinity(thread, core)
+            os.sched_setaffinity(0, core)  # the caller
+            for thread in self._threads:
+                with suppress(ProcessLookupError):  # one that another library started meanwhile, and that has ended
+                    os.sched_setaffinity(thread, core)
             for env in self._envs:
                 env.one_core = True
         except BaseException:  # Ctrl-C too
@@ -113,11 +115,13 @@ _FEWEST_ROLLOUTS = 20
 _MAKING_SECONDS = 0.3
 """What making the trial's environments may take in all; where it would be longer, the trial has fewer of them."""
 _TRIAL_SECONDS = 0.25
-"""After this there is no further round."""
+"""After this there is no further round; where environments are slow to make, so that training takes long, twice that."""
 _NUM_STEPS = 32
-"""Of a rollout of the trial; a quarter where making an environment takes long, as stepping it then does too."""
+"""Of a rollout of the trial."""
 _QUICK = 0.001
-_SLICE_SECONDS = 0.004
+"""Seconds that making an environment takes at most where its steps are cheap too."""
+_SLICE_SECONDS = {True: 0.004, False: 0.016}
+"""Of a round, where steps are cheap and where they are not: several rollouts."""
 _ROUNDS = 5
 _HOPELESS = 0.75
 """A candidate that is slower than this share of the best is not measured again."""
@@ -151,9 +155,9 @@ def choose(
     start = time.perf_counter()
     making = _making_seconds(config)
     num_envs = _trial_size(config.num_envs, making * len(ways))
-    num_steps = _NUM_STEPS if making < _QUICK else _NUM_STEPS // 4
-    trials = [_Trial(config, way, num_envs, num_steps, act, store_dist) for way in (ways if num_envs else [])]
-    speeds = _measure(trials)
+    quick = making < _QUICK
+    trials = [_Trial(config, way, num_envs, quick, act, store_dist) for way in (ways if num_envs else [])]
+    speeds = _measure(trials, _TRIAL_SECONDS if quick else 2 * _TRIAL_SECONDS)
     best = usual
     for way in ways if speeds else ():
         if best not in speeds or speeds[way] > _GAIN * speeds[best]:
@@ -247,16 +251,17 @@ class _Trial:
         config: Config,
         way: Way,
         num_envs: int,
-        num_steps: int,
+        quick: bool,
         act: Act | None,
         store_dist: Mapping[str, tuple[int, ...]] | None,
     ) -> None:
         self.way = way
+        self._slice_seconds = _SLICE_SECONDS[quick]
         self._groups = _make(config, way, num_envs)
         space = self._groups[0].action_space
-        self._rollout = Rollout(num_steps, num_envs, self._groups[0].obs_space, space, store_dist=store_dist)
+        self._rollout = Rollout(_NUM_STEPS, num_envs, self._groups[0].obs_space, space, store_dist=store_dist)
         rng = np.random.default_rng(0)
-        actions = [random_actions(space, num_envs, rng) for _ in range(num_steps)]
+        actions = [random_actions(space, num_envs, rng) for _ in range(_NUM_STEPS)]
 
         def act_and_forget(rollout: Rollout, t: int, rows: slice) -> np.ndarray:
             if act is not None:
@@ -274,7 +279,7 @@ class _Trial:
         rollouts, elapsed = 0, 0.0
         with self._cores:
             start = time.perf_counter()
-            while elapsed < _SLICE_SECONDS:
+            while elapsed < self._slice_seconds:
                 self._collector.collect()
                 rollouts, elapsed = rollouts + 1, time.perf_counter() - start
         self._collector.episodes.clear()
@@ -289,11 +294,11 @@ class _Trial:
             group.close()
 
 
-def _measure(trials: Sequence[_Trial]) -> dict[Way, float]:
-    """Rows a second of each way, measured in turn; ends the trials."""
+def _measure(trials: Sequence[_Trial], seconds: float) -> dict[Way, float]:
+    """Rows a second of each way, measured in turn for about that long; ends the trials."""
     left, start = list(trials), time.perf_counter()
     for round_ in range(1 + _ROUNDS if trials else 0):
-        if round_ > 1 and time.perf_counter() - start > _TRIAL_SECONDS:
+        if round_ > 1 and time.perf_counter() - start > seconds:
             break
         for trial in left:
             trial.measure()
