@@ -115,7 +115,7 @@ _FEWEST_ROLLOUTS = 20
 _MAKING_SECONDS = 0.3
 """What making the trial's environments may take in all; where it would be longer, the trial has fewer of them."""
 _TRIAL_SECONDS = 0.25
-"""After this there is no further round; where environments are slow to make, so that training takes long, twice that."""
+"""After this there is no further round; twice that where environments are slow to make: training takes long then."""
 _NUM_STEPS = 32
 """Of a rollout of the trial."""
 _QUICK = 0.001

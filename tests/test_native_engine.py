@@ -20,8 +20,12 @@ from engine_cases import (
     schedule,
     settings,
     some_valid,
+    state_of,
 )
 from gymnasium import spaces
+
+from pyppo.engines import valid_indices
+from pyppo.engines.objective import APPROX_KL
 
 # (state, metrics): tolerances of one step and of a whole update. The rollout is float32 in either case.
 EXACT = {"rtol": 1e-8, "atol": 1e-10}
@@ -197,7 +201,7 @@ def test_sizes_of_rollouts(steps, rows, double):
 # Layers whose weights are packed for minibatches of 128 rows and more: hidden ones, the first, a head behind a trunk.
 WIDE = {
     "hidden": (SPACES["box"], {"hidden_sizes": (257, 301)}),
-    "first": (SPACES["discrete"], {"hidden_sizes": (256,), "obs_space": box_of(261)}),
+    "first": (SPACES["discrete"], {"hidden_sizes": (256,), "obs_space": box_obs(261)}),
     "head": (spaces.Discrete(300), {"hidden_sizes": (31, 301), "shared_trunk": True}),
     "trunk": (SPACES["multi-discrete"], {"hidden_sizes": (256, 256), "shared_trunk": True}),
 }
