@@ -1,4 +1,4 @@
-"""The compiled kernels as csrc/bindings.cpp has them: positional only. `pyppo.ops` is the documented face."""
+"""The extension as csrc/bindings/ has it: kernels positional only. `pyppo.ops` is the documented face."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias

@@ -1,4 +1,4 @@
-"""What a trainer is put together from: environments, the built-in policy, torch's number of threads."""
+"""What a trainer is put together from: the built-in policy, torch's number of threads."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from gymnasium import spaces
 
 from pyppo.actions import Distribution, stream_seed
 from pyppo.config import Config
-from pyppo.envpool_envs import make_envs
-from pyppo.envs import EnvGroup
 from pyppo.policy import MLPPolicy
 
 
@@ -24,26 +22,6 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def make_groups(config: Config, rebuild: int, num_groups: int, env_threads: int) -> list[EnvGroup]:
-    """EnvPool's environments; each has the same seed however many groups and threads there are."""
-    size = config.num_envs // num_groups
-    return [
-        EnvGroup(
-            make_envs(
-                config.env_id,
-                size,
-                config.seed,
-                rebuild=rebuild,
-                first_env=first,
-                num_threads=env_threads,
-                options=config.env_options,
-            ),
-            first_env=first,
-        )
-        for first in range(0, config.num_envs, size)
-    ]
 
 
 def make_policy(config: Config, obs_space: spaces.Dict, distribution: Distribution) -> MLPPolicy:

@@ -20,10 +20,10 @@ import numpy as np
 from pyppo import ops
 from pyppo.config import Config
 from pyppo.envpool_envs import EnvPoolVectorEnv, auto_threads, make_envs, thread_ids
-from pyppo.envs import EnvGroup
+from pyppo.envs import EnvGroup, Purpose
 from pyppo.rollout import Act, Collector, Rollout, random_actions
 
-__all__ = ["OneCore", "Stepping", "Way", "choose"]
+__all__ = ["OneCore", "Stepping", "Way", "choose", "make_groups"]
 
 _log = logging.getLogger("pyppo")
 
@@ -46,6 +46,41 @@ class Way:
         groups = f"{self.num_groups} group{'s' * (self.num_groups > 1)}"
         threads = f"{self.env_threads} thread{'s' * (self.env_threads > 1)}"
         return f"{groups}, {threads}{', one core' * self.one_core}"
+
+
+def make_groups(
+    config: Config,
+    way: Way,
+    *,
+    rebuild: int = 0,
+    num_envs: int | None = None,
+    purpose: Purpose = "train",
+) -> list[EnvGroup]:
+    """EnvPool's environments; each has the same seed however many groups and threads there are.
+
+    Args:
+        rebuild: how often a run's environments were made before.
+        num_envs: how many; None: as many as the settings say.
+        purpose: what they are for, part of their seeds.
+    """
+    count = config.num_envs if num_envs is None else num_envs
+    size = count // way.num_groups
+    return [
+        EnvGroup(
+            make_envs(
+                config.env_id,
+                size,
+                config.seed,
+                purpose=purpose,
+                rebuild=rebuild,
+                first_env=first,
+                num_threads=way.env_threads,
+                options=config.env_options,
+            ),
+            first_env=first,
+        )
+        for first in range(0, count, size)
+    ]
 
 
 @dataclass(frozen=True)
@@ -206,7 +241,7 @@ def _ways(config: Config, allow_groups: bool) -> list[Way]:
 def _making_seconds(config: Config) -> float:
     """What it takes to make an environment."""
     few, start = min(4, config.num_envs), time.perf_counter()
-    _make(config, Way(1, 1, False), few)
+    make_groups(config, Way(1, 1, False), num_envs=few, purpose="warmup")
     return (time.perf_counter() - start) / few
 
 
@@ -223,26 +258,6 @@ def _trial_size(num_envs: int, making: float) -> int:
     return size if size <= 2 * most else 0
 
 
-def _make(config: Config, way: Way, num_envs: int) -> list[EnvGroup]:
-    """Environments like those of training, with other seeds."""
-    size = num_envs // way.num_groups
-    return [
-        EnvGroup(
-            make_envs(
-                config.env_id,
-                size,
-                config.seed,
-                purpose="warmup",
-                first_env=first,
-                num_threads=way.env_threads,
-                options=config.env_options,
-            ),
-            first_env=first,
-        )
-        for first in range(0, num_envs, size)
-    ]
-
-
 class _Trial:
     """Rollouts in one way, with environments of its own."""
 
@@ -257,7 +272,7 @@ class _Trial:
     ) -> None:
         self.way = way
         self._slice_seconds = _SLICE_SECONDS[quick]
-        self._groups = _make(config, way, num_envs)
+        self._groups = make_groups(config, way, num_envs=num_envs, purpose="warmup")
         space = self._groups[0].action_space
         self._rollout = Rollout(_NUM_STEPS, num_envs, self._groups[0].obs_space, space, store_dist=store_dist)
         rng = np.random.default_rng(0)

@@ -23,9 +23,9 @@ from pyppo.engines.torch_engine import TorchEngine
 from pyppo.envpool_envs import env_spaces
 from pyppo.envs import Envs, as_groups
 from pyppo.normalize import ObservationNormalizer, RewardScaler
-from pyppo.parts import make_groups, make_policy, torch_threads
+from pyppo.parts import make_policy, torch_threads
 from pyppo.rollout import Collector, Rollout, find_not_finite, random_rows
-from pyppo.stepping import Stepping, choose
+from pyppo.stepping import Stepping, choose, make_groups
 
 _LEARNING_RATES = (1e-6, 1e-2)  # bounds of the KL-adaptive learning rate
 
@@ -138,7 +138,7 @@ class Trainer:
         if groups is None:
             self.stepping = self._choose_stepping(own_policy)
             way = self.stepping.way
-            groups = make_groups(config, self.rebuild, way.num_groups, way.env_threads)
+            groups = make_groups(config, way, rebuild=self.rebuild)
             self._cores = way.cores(groups)
         self.groups = groups
         self.rollout = Rollout(

@@ -9,7 +9,8 @@ from trainer_cases import config_for, envpool
 from pyppo import checkpoint
 from pyppo.actions import Distribution
 from pyppo.envs import env_seed
-from pyppo.parts import make_groups, make_policy
+from pyppo.parts import make_policy
+from pyppo.stepping import Way, make_groups
 from pyppo.trainer import Trainer
 
 
@@ -40,7 +41,9 @@ def test_the_settings_reach_the_environments():
     config = config_for(
         env_id="CartPole-v1", num_envs=6, num_groups=2, env_threads=2, env_options={"max_episode_steps": 7}
     )
-    pools = [group.env._pool for group in make_groups(config, 3, config.num_groups, config.env_threads)]
+    pools = [
+        group.env._pool for group in make_groups(config, Way(config.num_groups, config.env_threads, False), rebuild=3)
+    ]
     assert [pool.config["num_threads"] for pool in pools] == [2, 2]
     assert [pool.config["max_episode_steps"] for pool in pools] == [7, 7]
     seeds = [seed for pool in pools for seed in pool.config["env_seed"]]

@@ -11,7 +11,7 @@ from trainer_cases import OwnPolicy, config_for, envpool
 
 import pyppo
 from pyppo import checkpoint
-from pyppo.parts import make_groups
+from pyppo.stepping import Way, make_groups
 from pyppo.trainer import Trainer
 
 # --- going on ---------------------------------------------------------------------------------------------------------
@@ -69,7 +69,7 @@ def test_a_resumed_run_does_not_replay_its_first_episodes(tmp_path):
     with Trainer(config, quiet=True) as first:
         run = first.train().run_dir
     with Trainer.resume(run, quiet=True, total_timesteps=400) as second:
-        starts = [group.reset()["obs"] for group in make_groups(config, 0, 1, 1) + second.groups]
+        starts = [group.reset()["obs"] for group in make_groups(config, Way(1, 1, False)) + second.groups]
     assert not np.isclose(starts[0], starts[1]).all(axis=1).any()
 
 

@@ -11,8 +11,7 @@ import pytest
 from pyppo import Config, Trainer, stepping
 from pyppo.checkpoint import parameter_sha256
 from pyppo.envpool_envs import thread_ids
-from pyppo.parts import make_groups
-from pyppo.stepping import OneCore, Way, choose
+from pyppo.stepping import OneCore, Way, choose, make_groups
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("envpool") is None, reason="EnvPool is not installed"),
@@ -126,7 +125,7 @@ def allowed(thread=0):
 @pytest.mark.parametrize("fails", [False, True])
 def test_one_core_is_kept_and_given_back(fails):
     before, others = allowed(), {thread: allowed(thread) for thread in thread_ids()}
-    groups = make_groups(config_for(), 0, 2, 1)
+    groups = make_groups(config_for(), Way(2, 1, False))
     one_core = OneCore(groups)
     pool_threads = [thread for group in groups for thread in group.env.threads]
     assert len(pool_threads) >= 2
