@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -149,18 +148,21 @@ _FEWEST_ROLLOUTS = 20
 """A run of fewer is over before a trial has paid."""
 _MAKING_SECONDS = 0.3
 """What making the trial's environments may take in all; where it would be longer, the trial has fewer of them."""
-_TRIAL_SECONDS = 0.25
-"""After this there is no further round; twice that where environments are slow to make: training takes long then."""
+_TRIAL_SHARE = 0.02
+"""What a trial may take of the time that stepping will take in all, as its first round says."""
+_TRIAL_SECONDS = (0.1, 1.0)
+"""The least and the most that a trial takes, its first round apart."""
 _NUM_STEPS = 32
 """Of a rollout of the trial."""
 _QUICK = 0.001
 """Seconds that making an environment takes at most where its steps are cheap too."""
 _SLICE_SECONDS = {True: 0.004, False: 0.016}
 """Of a round, where steps are cheap and where they are not: several rollouts."""
-_ROUNDS = 5
+_ROUNDS = (2, 16)
+"""The fewest and the most, the first apart, which pays for what is slow once."""
 _HOPELESS = 0.75
 """A candidate that is slower than this share of the best is not measured again."""
-_GAIN = 1.08
+_GAIN = 1.15
 """How much faster than a simpler one a candidate must be: less is noise."""
 
 
@@ -192,7 +194,7 @@ def choose(
     num_envs = _trial_size(config.num_envs, making * len(ways))
     quick = making < _QUICK
     trials = [_Trial(config, way, num_envs, quick, act, store_dist) for way in (ways if num_envs else [])]
-    speeds = _measure(trials, _TRIAL_SECONDS if quick else 2 * _TRIAL_SECONDS)
+    speeds = _measure(trials, config.total_timesteps)
     best = usual
     for way in ways if speeds else ():
         if best not in speeds or speeds[way] > _GAIN * speeds[best]:
@@ -301,25 +303,37 @@ class _Trial:
         self.seconds.append(elapsed / (rollouts * self._rollout.num_steps * self._rollout.num_envs))
 
     def rows_per_second(self) -> float:
-        """The median round; the first, which pays for what is slow once, counts while it is the only one."""
-        return 1 / statistics.median(self.seconds[1:] or self.seconds)
+        """At the lower quartile of the rounds' times: what disturbs the machine for a moment only ever slows it.
+
+        The first round counts while it is the only one.
+        """
+        seconds = sorted(self.seconds[1:] or self.seconds)
+        return 1 / seconds[len(seconds) // 4]
 
     def close(self) -> None:
         for group in self._groups:
             group.close()
 
 
-def _measure(trials: Sequence[_Trial], seconds: float) -> dict[Way, float]:
-    """Rows a second of each way, measured in turn for about that long; ends the trials."""
+def _measure(trials: Sequence[_Trial], total_rows: int) -> dict[Way, float]:
+    """Rows a second of each way, measured in turn; ends the trials.
+
+    Args:
+        total_rows: of the whole run, which says how long a trial may take.
+    """
+    fewest, most = _ROUNDS
+    for trial in trials:
+        trial.measure()
     left, start = list(trials), time.perf_counter()
-    for round_ in range(1 + _ROUNDS if trials else 0):
-        if round_ > 1 and time.perf_counter() - start > seconds:
-            break
-        for trial in left:
-            trial.measure()
-        if round_ > 0:
-            best = max(trial.rows_per_second() for trial in left)
+    for round_ in range(most if trials else 0):
+        best = max(trial.rows_per_second() for trial in left)
+        least, longest = _TRIAL_SECONDS
+        if round_ >= fewest:
+            if time.perf_counter() - start > min(max(least, _TRIAL_SHARE * total_rows / best), longest):
+                break
             left = [trial for trial in left if trial.rows_per_second() > _HOPELESS * best]
+        for trial in left[:: 1 if round_ % 2 else -1]:  # to and fro: none always follows the same one
+            trial.measure()
     for trial in trials:
         trial.close()
     return {trial.way: trial.rows_per_second() for trial in trials}
