@@ -17,7 +17,9 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from pyppo.envs import ActionCheck, Columns, Purpose, Receive, dict_space, env_seed
+from pyppo.envs import Columns, Purpose, Receive, env_seed
+from pyppo.masks import MASK, MASK_INFOS, policy_spaces
+from pyppo.spaces import ActionCheck, flatten_space
 
 __all__ = ["EnvPoolVectorEnv", "auto_threads", "env_spaces", "list_envs", "make_envs", "thread_ids"]
 
@@ -40,7 +42,8 @@ class EnvPoolVectorEnv(VectorEnv):
     """One synchronous EnvPool pool as a `gymnasium.vector.VectorEnv` in next-step autoreset, so that wrappers compose.
 
     `send` and `recv` are the two halves of `step`. They go straight to EnvPool's compiled calls: its Python wrapper
-    costs about 8 us a step, as much as sixty-four CartPole steps.
+    costs about 8 us a step, as much as sixty-four CartPole steps. Nested observations are given flat, with the names
+    that EnvPool has for them ("ems/x1"); a mask that EnvPool gives in its infos is the observation entry "action_mask".
 
     EnvPool says truncated where an episode ends in itself exactly at its step limit.
 
@@ -50,6 +53,7 @@ class EnvPoolVectorEnv(VectorEnv):
 
     Attributes:
         one_core: whether the caller shares its core with the pool's threads (`pyppo.stepping.OneCore` says so).
+        reports_games: whether this is Atari, whose infos have the game's own reward and end.
     """
 
     metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
@@ -63,12 +67,12 @@ class EnvPoolVectorEnv(VectorEnv):
             raise ValueError(
                 f"pool has batch_size {config['batch_size']}; it must be num_envs = {config['num_envs']} (synchronous)"
             )
-        if config["max_num_players"] != 1:
-            raise ValueError(f"pool has max_num_players {config['max_num_players']}; it must be 1")
+        if (why := _why_not(config["max_num_players"])) is not None:
+            raise ValueError(f"pool cannot be used: {why}")
         self._pool = pool
         self._pid = os.getpid()
         self.num_envs = int(config["num_envs"])
-        self.single_observation_space = pool.spec.gymnasium_observation_space
+        self.single_observation_space = _observation_space(pool.spec)
         self.single_action_space = pool.spec.gymnasium_action_space
         self._check = ActionCheck(self.single_action_space, self.num_envs)
         self._ids = np.arange(self.num_envs, dtype=np.int32)
@@ -86,13 +90,17 @@ class EnvPoolVectorEnv(VectorEnv):
         self._action_dtype = pool._spec._action_spec[2][0]
         keys = list(pool._state_keys)
         self._done, self._truncated, self._reward = (keys.index(key) for key in ("done", "trunc", "reward"))
-        obs = [(key.removeprefix("obs").lstrip(":."), i) for i, key in enumerate(keys) if key.startswith("obs")]
-        is_dict = isinstance(self.single_observation_space, spaces.Dict)
-        self._obs = obs if is_dict else None
-        self._plain_obs = obs[0][1]
-        skipped = ("info:env_id", "info:players.env_id")
-        infos = [key for key in keys if key.startswith("info:") and key not in skipped]
+        # Nested names are joined by "." there.
+        obs = [(key.removeprefix("obs").lstrip(":").replace(".", "/"), i) for i, key in enumerate(keys) if _is_obs(key)]
+        infos = [key for key in keys if key.startswith("info:") and key not in _ID_INFOS]
         self._infos = [(key.removeprefix("info:"), keys.index(key)) for key in infos]
+        self._obs: list[tuple[str, int]] | None = None
+        self._plain_obs = obs[0][1]
+        if isinstance(self.single_observation_space, spaces.Dict):
+            masks = [(MASK, dict(self._infos)[name]) for name in MASK_INFOS if name in dict(self._infos)]
+            self._obs = [(name or "obs", i) for name, i in obs] + (masks[:1] if MASK not in dict(obs) else [])
+        self.reports_games = {"reward", "terminated", "lives"} <= {name for name, _ in self._infos}
+        self._game = [keys.index(f"info:{name}") for name in ("reward", "terminated")] if self.reports_games else []
 
     # VectorEnv wants both as attributes; batching an Atari space takes 28 MB at 1,024 environments, mostly for nothing.
     @cached_property
@@ -143,13 +151,24 @@ class EnvPoolVectorEnv(VectorEnv):
         (rewards, reward), (dones, done), (cuts, cut) = ((getattr(columns, name), i) for name, i in names)
         observations = [(columns.obs[name], i) for name, i in self._obs or [("obs", self._plain_obs)]]
 
-        def receive(t: int) -> None:
+        def receive(t: int) -> list[np.ndarray]:
             state = self._recv()
             rewards[t], dones[t], cuts[t] = state[reward], state[done], state[cut]
             for column, i in observations:
                 column[t + 1] = state[i]
+            return state
 
-        return receive
+        raw, over = columns.episode_rewards, columns.episode_over
+        if raw is None or over is None:
+            return receive  # type: ignore[return-value]
+        raw_reward, game_over = self._game
+
+        def receive_games(t: int) -> None:
+            state = receive(t)
+            raw[t] = state[raw_reward]
+            np.logical_or(state[game_over], state[cut], out=over[t])
+
+        return receive_games
 
     def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """`send` and `recv`."""
@@ -195,7 +214,7 @@ def list_envs() -> list[str]:
 
 
 def env_spaces(env_id: str, options: Mapping[str, Any] | None = None) -> tuple[spaces.Dict, spaces.Space]:
-    """Observation space (as `EnvGroup` has it) and action space of one environment of `make_envs`, without making it.
+    """Observation and action space, as `EnvGroup` has them, of one environment of `make_envs`, without making it.
 
     Raises:
         as `make_envs`.
@@ -204,9 +223,36 @@ def env_spaces(env_id: str, options: Mapping[str, Any] | None = None) -> tuple[s
 
     def make() -> tuple[spaces.Dict, spaces.Space]:
         spec = make_spec(env_id, **(options or {}))
-        return dict_space(spec.gymnasium_observation_space), spec.gymnasium_action_space
+        if (why := _why_not(spec.config.max_num_players)) is not None:
+            raise ValueError(f"{env_id} cannot be trained: {why}")
+        return policy_spaces(_observation_space(spec), spec.gymnasium_action_space)[:2]
 
     return _configured(env_id, options, make)
+
+
+_ID_INFOS = ("info:env_id", "info:players.env_id")
+
+
+def _is_obs(key: str) -> bool:
+    return key == "obs" or key.startswith("obs:")
+
+
+def _observation_space(spec: Any) -> spaces.Space:
+    """A pool's observation space: a plain space, or a flat Dict, which has the mask that EnvPool gives in its infos."""
+    space = spec.gymnasium_observation_space
+    flat = {name: entry.space for name, entry in flatten_space(space).items()}
+    arrays = spec.state_array_spec
+    masks = [arrays[f"info:{name}"] for name in MASK_INFOS if f"info:{name}" in arrays]
+    if masks and MASK not in flat:
+        return spaces.Dict({**flat, MASK: spaces.MultiBinary(tuple(masks[0].shape))})
+    return spaces.Dict(flat) if isinstance(space, spaces.Dict) else space
+
+
+def _why_not(max_num_players: int) -> str | None:
+    """Why environments with so many players cannot be trained; None: they can."""
+    if max_num_players == 1:
+        return None
+    return f"it has up to {max_num_players} players an environment; pyppo trains environments of one player"
 
 
 def make_envs(
@@ -274,3 +320,5 @@ def _configured(env_id: str, options: Mapping[str, Any] | None, make: Callable[[
             if not options:
                 raise
             raise ValueError(f"env_options has {dict(options)}, which {env_id} does not take: {error}") from error
+        except RuntimeError as error:  # files that this installation of EnvPool lacks, for example
+            raise OSError(f"EnvPool cannot make {env_id} here: {error}") from error
