@@ -17,7 +17,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from pyppo.envs import Columns, Purpose, Receive, env_seed
+from pyppo.contract import Columns, Purpose, Receive, env_seed
 from pyppo.masks import MASK, MASK_INFOS, policy_spaces
 from pyppo.spaces import ActionCheck, flatten_space
 
@@ -90,15 +90,16 @@ class EnvPoolVectorEnv(VectorEnv):
         self._action_dtype = pool._spec._action_spec[2][0]
         keys = list(pool._state_keys)
         self._done, self._truncated, self._reward = (keys.index(key) for key in ("done", "trunc", "reward"))
-        # Nested names are joined by "." there.
-        obs = [(key.removeprefix("obs").lstrip(":").replace(".", "/"), i) for i, key in enumerate(keys) if _is_obs(key)]
+        obs = [(_entry_name(key), i) for i, key in enumerate(keys) if _is_obs(key)]
         infos = [key for key in keys if key.startswith("info:") and key not in _ID_INFOS]
         self._infos = [(key.removeprefix("info:"), keys.index(key)) for key in infos]
         self._obs: list[tuple[str, int]] | None = None
         self._plain_obs = obs[0][1]
         if isinstance(self.single_observation_space, spaces.Dict):
             masks = [(MASK, dict(self._infos)[name]) for name in MASK_INFOS if name in dict(self._infos)]
-            self._obs = [(name or "obs", i) for name, i in obs] + (masks[:1] if MASK not in dict(obs) else [])
+            self._obs = obs + (masks[:1] if MASK not in dict(obs) else [])
+            if set(dict(self._obs)) != set(self.single_observation_space.spaces):
+                raise TypeError(f"pool gives {sorted(dict(self._obs))}; it must be as {self.single_observation_space}")
         self.reports_games = {"reward", "terminated", "lives"} <= {name for name, _ in self._infos}
         self._game = [keys.index(f"info:{name}") for name in ("reward", "terminated")] if self.reports_games else []
 
@@ -235,6 +236,11 @@ _ID_INFOS = ("info:env_id", "info:players.env_id")
 
 def _is_obs(key: str) -> bool:
     return key == "obs" or key.startswith("obs:")
+
+
+def _entry_name(key: str) -> str:
+    """The flat name of one of EnvPool's arrays, which joins nested ones by "." or ":"."""
+    return key.removeprefix("obs").lstrip(":").replace(".", "/").replace(":", "/") or "obs"
 
 
 def _observation_space(spec: Any) -> spaces.Space:

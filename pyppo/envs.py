@@ -1,120 +1,23 @@
-"""The environment contract, and the face that the trainer sees of any environments that keep it.
-
-What the trainer asks of environments, once for all of them (`EnvGroup`): N environments step side by side; observations
-are one flat dict of arrays `[N, ...]` (`pyppo.spaces`), an action mask is its entry "action_mask" (`pyppo.masks`); a
-finished episode is reset in one of three ways:
-
-- next-step (EnvPool, Gymnasium's default): the row with `terminated` or `truncated` carries the episode's final
-  observation; the next row ignores its action, has reward 0 and carries the first observation of the new episode.
-- same-step: the row with `terminated` or `truncated` already carries the new episode's first observation; the final
-  one is in `infos["final_obs"]`.
-- disabled: the environments reset when told to, `reset(options={"reset_mask": bool [N]})`; `EnvGroup` tells them right
-  after a step with done rows, and is then an environment with same-step autoreset.
-
-An environment's class may offer more, as EnvPool's does; a wrapper's class offers none of what it wraps:
-
-- `send` and `recv`: the two halves of `step`.
-- `checks_actions = True`: it refuses wrong actions itself (`ActionCheck`).
-- `receiver(columns)`: a thinner `recv` for a whole rollout; it writes a step's flags before its observations. A subclass
-  does not inherit it.
-- `seeded_when_made = True`: `reset` takes no seed, nor through wrappers.
-- `reports_games` (of the unwrapped environment): what it ends and rewards in training is not what is reported, as with
-  Atari's episodic life and clipped rewards; `infos` has the game's own "reward" and "terminated".
-"""
+"""The face that the trainer sees of any environments that keep the contract (`pyppo.contract`)."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 
+from pyppo.contract import Column, Columns, Purpose, Receive, StepBatch, autoreset_of, env_seed
 from pyppo.gymnasium_envs import blame, final_rows, make_vector_env
-from pyppo.masks import MASK, MASK_INFOS, ActionMask, dict_of, split_mask
-from pyppo.spaces import ActionCheck, Entry, ObservationCheck, choices, dict_space, flatten_space
+from pyppo.masks import MASK, MASK_INFOS, ActionMask, dict_of, mask_shape, masks_in, split_mask
+from pyppo.spaces import ActionCheck, ObservationCheck, choices, dict_space, flatten_space
 
 __all__ = [
     "ActionCheck", "Column", "Columns", "EnvGroup", "Envs", "Purpose", "Receive", "StepBatch", "as_group", "as_groups",
     "dict_space", "env_seed",
 ]  # fmt: skip
-
-Purpose = Literal["train", "evaluate", "warmup"]
-_PURPOSES: tuple[Purpose, ...] = ("train", "evaluate", "warmup")
-
-
-class Columns(NamedTuple):
-    """Where one group's answers to the steps of a rollout are written; `column[t] = array` writes one step's."""
-
-    obs: Mapping[str, Column]
-    """Row t + 1 takes the observations that follow step t."""
-    rewards: Column
-    terminated: np.ndarray
-    truncated: np.ndarray
-    episode_rewards: np.ndarray | None = None
-    """The rewards that are reported, where the group says `reports_games`."""
-    episode_over: np.ndarray | None = None
-    """Where what is reported ends, likewise."""
-
-
-class Column(Protocol):
-    """An array `[T, n, ...]` with T or T + 1 rows, or what writes to one."""
-
-    def __setitem__(self, t: int, array: np.ndarray) -> None: ...
-
-
-Receive = Callable[[int], None]
-"""Waits for the answer to step t and writes it to a group's columns."""
-
-
-class StepBatch(NamedTuple):
-    """What N environments answered to one step. Arrays may be views that the next step overwrites."""
-
-    obs: dict[str, np.ndarray]
-    """Observations `[N, ...]` as `EnvGroup.obs_space` has them; the one entry of a plain array is named "obs"."""
-    rewards: np.ndarray
-    """`[N]` float."""
-    terminated: np.ndarray
-    """`[N]` bool: the episode ended in itself; nothing follows."""
-    truncated: np.ndarray
-    """`[N]` bool: the episode was cut off, by a time limit for example; its value goes on."""
-    final_obs: dict[str, np.ndarray] | None
-    """Same-step autoreset: `[D, ...]`, the final observations of the D rows that are done, in row order. Else None."""
-    infos: dict[str, Any]
-    episode_rewards: np.ndarray | None = None
-    """`[N]`: the rewards that are reported, where they are not `rewards`: an Atari game's, not clipped."""
-    episode_over: np.ndarray | None = None
-    """`[N]` bool: where what is reported ends, if that is not where `terminated` or `truncated` is: a game's end."""
-
-
-# --- seeds ----------------------------------------------------------------------------------------------------------
-
-
-def env_seed(seed: int, purpose: Purpose, rank: int, environment: int, rebuild: int) -> int:
-    """The seed of one environment, in [0, 2**31).
-
-    A hash, since EnvPool seeds environment i with `seed + i` and pools of seeds 1 and 2 would share all but one
-    environment. The purpose takes its own two bits: training and evaluation share none, by construction.
-
-    Args:
-        seed: the run's seed.
-        purpose: "train", "evaluate" or "warmup".
-        rank: the process among those that train together.
-        environment: the environment's index among all of this purpose and rank, whatever group it is in.
-        rebuild: how often the environments were made before (a resumed run must not replay its first episodes).
-    """
-    if purpose not in _PURPOSES:
-        raise ValueError(f"purpose is {purpose!r}; it must be one of {', '.join(map(repr, _PURPOSES))}")
-    key = f"{seed}/{rank}/{environment}/{rebuild}".encode()
-    hashed = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
-    return (hashed % 2**29) * 4 + _PURPOSES.index(purpose)
-
-
-# --- one face for all -----------------------------------------------------------------------------------------------
-
-Autoreset = Literal["next_step", "same_step", "disabled"]
 
 
 class EnvGroup:
@@ -122,7 +25,7 @@ class EnvGroup:
 
     Attributes:
         num_envs: N.
-        obs_space: a flat `Dict` of Box, Discrete, MultiDiscrete and MultiBinary, of one environment; a plain space is its
+        obs_space: of one environment, a flat `Dict` of Box, Discrete, MultiDiscrete and MultiBinary; a plain space is the
             one entry "obs", an action mask the entry "action_mask", a MultiBinary.
         action_space: of one environment; where masks are of combinations of actions (`pyppo.masks.ActionMask`), the
             Discrete space of these.
@@ -132,8 +35,8 @@ class EnvGroup:
     Args:
         env: the environments.
         autoreset_mode: "next_step", "same_step" or "disabled" for environments whose metadata does not say.
-        mask_in_infos: whether `infos` has an action mask ("action_mask" or "legal_action_mask"); the environments are then
-            reset to see its shape when a space is asked for. None: looked for in Gymnasium's own vector environments.
+        mask_in_infos: whether `infos` has an action mask ("action_mask" or "legal_action_mask"); the environments are
+            then reset once to see its shape. None: it is looked for in Gymnasium's own vector environments.
         first_env: index of the first environment among all groups, for its seed.
         purpose: "train" or "evaluate", for its seed.
 
@@ -156,7 +59,7 @@ class EnvGroup:
         self.env = env
         self.num_envs = env.num_envs
         self.first_env, self.purpose = first_env, purpose
-        self.autoreset_mode = _autoreset_of(env, autoreset_mode)
+        self.autoreset_mode = autoreset_of(env, autoreset_mode)
         self.autoreset: Literal["next_step", "same_step"] = (
             "next_step" if self.autoreset_mode == "next_step" else "same_step"
         )
@@ -207,8 +110,7 @@ class EnvGroup:
         """Decide where the action mask is, with the infos of a reset, and with it the spaces."""
         space, shape = self.env.single_action_space, None
         if self._mask_parts:
-            shapes = [tuple(part.space.shape or ()) for part in self._mask_parts]
-            shape = shapes[0] if len(shapes) == 1 else (sum(int(np.prod(one)) for one in shapes),)
+            shape = mask_shape(self._mask_parts)
         elif self.mask_in_infos is not False:
             self._info_mask = next((name for name in MASK_INFOS if name in infos), None)
             if self._info_mask is not None:
@@ -361,11 +263,11 @@ class EnvGroup:
         arrays = {}
         for name, entry in self._entries.items():
             x = obs
-            for key in entry.path:
-                try:
+            try:
+                for key in entry.path:
                     x = x[key]
-                except (KeyError, IndexError, TypeError):
-                    raise ValueError(f"observation has no entry {name!r}; it must be as the observation space") from None
+            except (KeyError, IndexError, TypeError):
+                raise ValueError(f"observation has no entry {name!r}; it must be as the observation space") from None
             arrays[name] = x
         return arrays
 
@@ -380,31 +282,11 @@ class EnvGroup:
             raw = parts[0] if len(parts) == 1 else np.concatenate([x.reshape(len(x), -1) for x in parts], axis=1)
         else:
             raw = self._masks_of(infos, ignored)
-            shape = raw.shape[1:]
-            if int(np.prod(shape)) != self._mask.width:
-                raise ValueError(
-                    f"infos[{self._info_mask!r}] changed at step {self._steps}: it has shape {raw.shape}, {self._mask.width} "
-                    "numbers a row are needed"
-                )
         return {**{name: arrays[name] for name in self._features}, MASK: self._mask.read(raw, ignored, self._steps)}
 
     def _masks_of(self, infos: Mapping[str, Any], unneeded: np.ndarray | None = None) -> np.ndarray:
-        """The masks `[N, ...]` that `infos` has; rows that are not needed may lack one."""
-        name = self._info_mask
-        if name not in infos:
-            raise ValueError(f"infos has no {name!r} at step {self._steps}; a mask must be there after every step")
-        masks, there = infos[name], infos.get(f"_{name}")
-        missing = np.zeros(self.num_envs, bool) if there is None else ~np.asarray(there)
-        if unneeded is not None:
-            missing &= ~unneeded
-        if missing.any():
-            row = int(np.flatnonzero(missing)[0])
-            raise ValueError(f"environment {row} gave no {name!r} in its info at step {self._steps}; it must give one")
-        if isinstance(masks, np.ndarray) and masks.dtype != object:
-            return masks
-        # One mask a component and row, or rows that are not arrays.
-        rows = [row if row is not None else next(row for row in masks if row is not None) for row in masks]
-        return np.stack([np.concatenate([np.ravel(x) for x in row]) for row in rows])
+        assert self._info_mask is not None
+        return masks_in(infos, self._info_mask, self.num_envs, unneeded, self._steps)
 
     def _game(self, infos: Mapping[str, Any], truncated: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The game's own rewards, and where it is over."""
@@ -436,8 +318,8 @@ class _Through:
 
 
 Envs = VectorEnv | EnvGroup | Sequence[VectorEnv | EnvGroup] | Sequence[str | Callable[[], Any]]
-"""What `Trainer` takes: a `VectorEnv`, an `EnvGroup` where the autoreset mode must be said, several of them, or a list of
-`gymnasium.make` names or functions that make one environment each."""
+"""What `Trainer` takes: a `VectorEnv`, an `EnvGroup` where the autoreset mode must be said, several of them, or a list
+of `gymnasium.make` names or functions that make one environment each."""
 
 
 def as_group(
@@ -495,20 +377,3 @@ _ENVS = (
 def _says(env: VectorEnv, trait: str) -> bool:
     """Whether the environment's own class says so; asked of the object, a wrapper might answer for what it wraps."""
     return bool(getattr(type(env), trait, False))
-
-
-def _autoreset_of(env: VectorEnv, given: str | None) -> Autoreset:
-    mode = env.metadata.get("autoreset_mode") if given is None else given
-    name = str(getattr(mode, "value", mode)).lower().replace("_", "").replace("-", "")
-    modes: dict[str, Autoreset] = {"nextstep": "next_step", "samestep": "same_step", "disabled": "disabled"}
-    if name in modes:
-        return modes[name]
-    if mode is None:
-        raise ValueError(
-            f"{type(env).__name__} does not say how it resets finished episodes (metadata['autoreset_mode']). Does the "
-            "row with done carry the old episode's final observation? Then pass EnvGroup(env, "
-            "autoreset_mode='next_step') for env. Or the new one's first, with the final one in infos['final_obs']? "
-            "Then pass EnvGroup(env, autoreset_mode='same_step'). Or does it wait for "
-            "reset(options={'reset_mask': ...})? Then autoreset_mode='disabled'. (from pyppo.envs import EnvGroup)"
-        )
-    raise ValueError(f"autoreset_mode is {mode!r}; it must be 'next_step', 'same_step' or 'disabled'")

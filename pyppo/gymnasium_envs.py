@@ -1,4 +1,4 @@
-"""Gymnasium's own vector environments: made from names or functions, and what they give where it is not plain arrays."""
+"""Gymnasium's own vector environments: made from names or functions, and read where they give no plain arrays."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _pick(final: Any, path: tuple[Any, ...], row: int) -> np.ndarray:
 
 
 def blame(env: VectorEnv) -> str | None:
-    """Which environment's observation does not fit its space, after an exception in a `SyncVectorEnv`; None: unknown."""
+    """Which environment's observation does not fit its space, after an exception in a `SyncVectorEnv`, if any."""
     if not isinstance(env, SyncVectorEnv):
         return None
     for row, obs in enumerate(getattr(env, "_env_obs", ())):

@@ -7,14 +7,17 @@ or a bit of a MultiBinary one; a MultiDiscrete action's masks side by side, A th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
 from pyppo.spaces import MAX_CHOICES, Entry, choices, flatten_space
 
-__all__ = ["MASK", "MASK_INFOS", "ActionMask", "dict_of", "policy_spaces", "split_mask"]
+__all__ = [
+    "MASK", "MASK_INFOS", "ActionMask", "dict_of", "mask_shape", "masks_in", "policy_spaces", "split_mask",
+]  # fmt: skip
 
 MASK = "action_mask"
 """The observation entry's name."""
@@ -48,7 +51,9 @@ class ActionMask:
         self._combinations: tuple[int, ...] = ()
         finite = choices(action_space)
         if finite is None and not isinstance(action_space, spaces.MultiBinary):
-            raise TypeError(f"there is an action mask and the action space is {action_space}; its actions must be finite")
+            raise TypeError(
+                f"there is an action mask and the action space is {action_space}; its actions must be finite"
+            )
         if finite is None:
             self.width, allowed = math.prod(action_space.shape or ()), [action_space.shape]
             self._bits = True
@@ -101,6 +106,10 @@ class ActionMask:
             ValueError: a number other than 0 and 1, or a row that allows no action.
         """
         mask = raw.reshape(len(raw), -1)
+        if mask.shape[1] != self.width:
+            raise ValueError(
+                f"action mask changed at step {step}: it has shape {raw.shape}; it must have {self.width} numbers a row"
+            )
         if mask.dtype != np.bool_:
             odd = (mask != 0) & (mask != 1)
             if odd.any():
@@ -120,8 +129,8 @@ class ActionMask:
         if blocked.any():
             row = int(np.flatnonzero(blocked)[0])
             raise ValueError(
-                f"environment {row} allows no action at step {step}: its action mask has {self._nothing(mask[row])}; an "
-                "unfinished episode's must allow at least one"
+                f"environment {row} allows no action at step {step}: its action mask has {self._nothing(mask[row])}; "
+                "an unfinished episode's must allow at least one"
             )
         return mask
 
@@ -155,8 +164,7 @@ def policy_spaces(
         return dict_of(features), action_space, None
     if not features:
         raise ValueError(f"observation space {obs_space} has only an action mask; there must be something to observe")
-    shapes = [tuple(part.space.shape or ()) for part in parts]
-    mask = ActionMask(shapes[0] if len(parts) == 1 else (sum(map(math.prod, shapes)),), action_space)
+    mask = ActionMask(mask_shape(parts), action_space)
     return dict_of(features, mask), mask.action_space, mask
 
 
@@ -164,6 +172,37 @@ def split_mask(entries: Mapping[str, Entry]) -> tuple[dict[str, Entry], list[Ent
     """An observation's entries without its mask, and those of the mask."""
     parts = {name: entry for name, entry in entries.items() if name == MASK or name.startswith(f"{MASK}/")}
     return {name: entry for name, entry in entries.items() if name not in parts}, list(parts.values())
+
+
+def mask_shape(parts: Sequence[Entry]) -> tuple[int, ...]:
+    """The shape of a mask of these entries: of the one, or of all one after the other."""
+    shapes = [tuple(part.space.shape or ()) for part in parts]
+    return shapes[0] if len(parts) == 1 else (sum(map(math.prod, shapes)),)
+
+
+def masks_in(infos: Mapping[str, Any], name: str, num_envs: int, unneeded: np.ndarray | None, step: int) -> np.ndarray:
+    """The masks `[N, ...]` that `infos[name]` holds, as Gymnasium's vector environments batch them.
+
+    Args:
+        unneeded: bool `[N]`, rows that may lack one. None: no row may. step: for messages.
+
+    Raises:
+        ValueError: it is not there, or not for every row that needs one.
+    """
+    if name not in infos:
+        raise ValueError(f"infos has no {name!r} at step {step}; it must have one after every reset and step")
+    masks, there = infos[name], infos.get(f"_{name}")
+    missing = np.zeros(num_envs, bool) if there is None else ~np.asarray(there)
+    if unneeded is not None:
+        missing = missing & ~unneeded
+    if missing.any():
+        row = int(np.flatnonzero(missing)[0])
+        raise ValueError(f"environment {row} gave no {name!r} in its info at step {step}; it must always give one")
+    if isinstance(masks, np.ndarray) and masks.dtype != object:
+        return masks
+    # Rows that Gymnasium did not batch: lists, or one mask a component.
+    some = next(row for row in masks if row is not None)
+    return np.stack([np.concatenate([np.ravel(x) for x in (some if row is None else row)]) for row in masks])
 
 
 def dict_of(features: Mapping[str, Entry], mask: ActionMask | None = None) -> spaces.Dict:

@@ -14,7 +14,7 @@ from torch import Tensor
 from pyppo.masks import MASK
 from pyppo.spaces import dict_space
 
-__all__ = ["Act", "Collector", "Episode", "Group", "Rollout", "find_not_finite"]
+__all__ = ["Act", "Collector", "Episode", "Rollout", "find_not_finite"]
 
 
 class Step(Protocol):
@@ -71,8 +71,8 @@ class Rollout:
     """T steps of N environments, time-major, on one device. Row T of `obs` and `values` is what follows the last step.
 
     Attributes:
-        obs: entries `[T+1, N, ...]`; floats as float32, integers as the environment has them (unsigned ones of more than
-            8 bits in the next larger signed type), "action_mask" as bool `[T+1, N, A]`.
+        obs: entries `[T+1, N, ...]`; floats as float32, integers as the environment has them (unsigned ones of more
+            than 8 bits in a signed type), "action_mask" as bool `[T+1, N, A]`.
         actions: `[T, N]` int64 (Discrete), `[T, N, *shape]` int64 (MultiDiscrete, MultiBinary, Box of integers: as the
             distribution counts them, from 0) or float32 (Box of floats); as sampled, before any clipping.
         logp, advantages, returns: `[T, N]` float32. values: `[T+1, N]` float32.
@@ -313,7 +313,8 @@ class Collector:
                 getattr(rollout, name).copy_(torch.from_numpy(host[name]))
         rollout.rewards.copy_(rollout.raw_rewards)
         self._value_finals()
-        self._count_episodes(over & valid, valid)  # from here on nothing fails, so a rollout counts as a whole or not at all
+        # From here on nothing fails, so a rollout counts as a whole or not at all.
+        self._count_episodes(over & valid, valid)
         self._done = done[-1].copy()
         count = int(np.count_nonzero(valid))
         self.valid_steps += count

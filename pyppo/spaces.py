@@ -67,8 +67,8 @@ def _add(entries: dict[str, Entry], names: tuple[Any, ...], entry: Entry) -> Non
     array = isinstance(entry.space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary))
     if not array or np.dtype(entry.space.dtype).kind not in "fiub":
         raise TypeError(
-            f"observation space {name!r} is {entry.space}; it must be a Box, Discrete, MultiDiscrete or MultiBinary, or "
-            "a Dict or Tuple of them"
+            f"observation space {name!r} is {entry.space}; it must be a Box, Discrete, MultiDiscrete or MultiBinary, "
+            "or a Dict or Tuple of them"
         )
     if name in entries:
         raise ValueError(f"observation space has two entries {name!r}; names, keys joined by '/', must be unique")

@@ -87,8 +87,8 @@ class Trainer:
 
     Args:
         config: the settings. `num_envs` is taken from `envs` where those are given.
-        envs: your own environments: a `gymnasium.vector.VectorEnv` (or `EnvGroup`) or several, each a group; or a list of
-            `gymnasium.make` names or of functions that make one environment each. None: EnvPool's.
+        envs: your own environments: a `gymnasium.vector.VectorEnv` (or `EnvGroup`) or several, each a group; or a list
+            of `gymnasium.make` names or of functions that make one environment each. None: EnvPool's.
         policy: your own module (see `pyppo.policy.Policy`); None: an `MLPPolicy`.
         quiet: say nothing but what needs attention.
         callbacks: called with each iteration's row of the history; a list to add to later.

@@ -55,9 +55,7 @@ def _check_warmup(obs: Mapping[str, np.ndarray], valid: np.ndarray) -> None:
             )
 
 
-def random_actions(
-    space: spaces.Space, n: int, rng: np.random.Generator, mask: np.ndarray | None = None
-) -> np.ndarray:
+def random_actions(space: spaces.Space, n: int, rng: np.random.Generator, mask: np.ndarray | None = None) -> np.ndarray:
     """Actions `[n, *shape]`, uniform over finite sets and finite bounds, standard normal where a component has none.
 
     Args:

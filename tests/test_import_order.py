@@ -16,7 +16,7 @@ PACKAGE = ROOT / "pyppo"
 
 # A module may import from the layers above its own, and from no sibling but those in SIBLINGS.
 LAYERS = [
-    {"autograd", "config", "library", "masks", "ops", "reference", "results", "spaces"},
+    {"autograd", "config", "contract", "library", "masks", "ops", "reference", "results", "spaces"},
     {"actions", "envpool_envs", "envs", "gymnasium_envs", "normalize", "policy", "rollout", "report", "warmup"},
     {"engines", "checkpoint", "parts", "stepping"},
     {"evaluation", "plot"},
@@ -24,7 +24,6 @@ LAYERS = [
     {"cli"},
 ]
 SIBLINGS = {
-    "envpool_envs": {"envs"},  # EnvPool's environments keep the contract
     "envs": {"gymnasium_envs"},  # a group may be made from names, and reads what Gymnasium's own environments give
     "masks": {"spaces"},
     "ops": {"autograd", "library", "results"},  # in eager calls; where torch.compile traces; the types of results
