@@ -21,7 +21,9 @@ from pyppo.contract import Columns, Purpose, Receive, env_seed
 from pyppo.masks import MASK, MASK_INFOS, policy_spaces
 from pyppo.spaces import ActionCheck, flatten_space
 
-__all__ = ["EnvPoolVectorEnv", "auto_threads", "env_spaces", "list_envs", "make_envs", "thread_ids"]
+__all__ = [
+    "EnvPoolVectorEnv", "auto_threads", "env_spaces", "family_of", "list_envs", "make_envs", "thread_ids",
+]  # fmt: skip
 
 Made = TypeVar("Made")
 
@@ -196,14 +198,13 @@ class EnvPoolVectorEnv(VectorEnv):
 
 
 # Batches of these take less time than waking a second core does (about 40 us).
-_CHEAP_FAMILIES = ("envpool.classic_control", "envpool.toy_text", "envpool.minigrid")
+_CHEAP_FAMILIES = ("classic_control", "toy_text", "minigrid")
 
 
 def auto_threads(env_id: str, num_envs: int) -> int:
     """EnvPool threads where none are asked for: one for classic control, toy text and MiniGrid, whose steps take
     a microsecond; otherwise one for each environment, at most one for each core that this process may use."""
-    family = _import_envpool().registration.registry.specs[env_id][0]
-    return 1 if family.startswith(_CHEAP_FAMILIES) else min(num_envs, len(os.sched_getaffinity(0)))
+    return 1 if family_of(env_id).startswith(_CHEAP_FAMILIES) else min(num_envs, len(os.sched_getaffinity(0)))
 
 
 _RESERVED_OPTIONS = ("batch_size", "env_seed", "env_type", "num_envs", "num_threads", "seed", "task_id")
@@ -212,6 +213,11 @@ _RESERVED_OPTIONS = ("batch_size", "env_seed", "env_type", "num_envs", "num_thre
 def list_envs() -> list[str]:
     """The names of EnvPool's environments, sorted."""
     return sorted(_import_envpool().list_all_envs())
+
+
+def family_of(env_id: str) -> str:
+    """The family that EnvPool has an environment in, "atari" or "mujoco.dmc" for example."""
+    return str(_import_envpool().registration.registry.specs[env_id][0]).removeprefix("envpool.")
 
 
 def env_spaces(env_id: str, options: Mapping[str, Any] | None = None) -> tuple[spaces.Dict, spaces.Space]:

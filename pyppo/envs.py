@@ -25,8 +25,8 @@ class EnvGroup:
 
     Attributes:
         num_envs: N.
-        obs_space: of one environment, a flat `Dict` of Box, Discrete, MultiDiscrete and MultiBinary; a plain space is the
-            one entry "obs", an action mask the entry "action_mask", a MultiBinary.
+        obs_space: of one environment, a flat `Dict` of Box, Discrete, MultiDiscrete and MultiBinary; a plain space is
+            the one entry "obs", an action mask the entry "action_mask", a MultiBinary.
         action_space: of one environment; where masks are of combinations of actions (`pyppo.masks.ActionMask`), the
             Discrete space of these.
         autoreset: "next_step" or "same_step".
@@ -68,7 +68,7 @@ class EnvGroup:
         self.reports_games = bool(getattr(env.unwrapped, "reports_games", False))
         entries = flatten_space(env.single_observation_space)
         self._features, self._mask_parts = split_mask(entries)
-        self._observed = ObservationCheck(entries, self.num_envs)
+        self._observed = ObservationCheck(entries, self.num_envs, first_env)
         self._entries = entries
         choices(env.single_action_space)  # refuses what is not supported
         # Only what a class itself defines: a wrapper that passed these two through would be left out of the step.
@@ -118,7 +118,7 @@ class EnvGroup:
             elif self.mask_in_infos:
                 raise ValueError(f"infos has {sorted(infos)}; it must have 'action_mask' or 'legal_action_mask'")
         if shape is not None:
-            self._mask = ActionMask(shape, space)
+            self._mask = ActionMask(shape, space, self.first_env)
             if self._mask.joint:
                 self._checks, self._check = True, ActionCheck(self._mask.action_space, self.num_envs)
         space = space if self._mask is None else self._mask.action_space
@@ -182,7 +182,7 @@ class EnvGroup:
         for name, x in (("rewards", rewards), ("terminated", terminated), ("truncated", truncated)):
             if getattr(x, "shape", None) != (self.num_envs,):
                 raise ValueError(f"{name} has shape {getattr(x, 'shape', None)}; it must be {(self.num_envs,)}")
-        arrays, done = self._arrays(obs), terminated | truncated
+        arrays, done = self._arrays(obs), np.asarray(terminated | truncated, bool)
         self._observed(arrays, self._steps)
         games = self._game(infos, truncated) if self.reports_games else (None, None)
         final_obs = None
@@ -195,6 +195,7 @@ class EnvGroup:
             observations = self._observations(arrays, infos, None)
         else:
             final_obs = self._finals({name: arrays[name][done] for name in self._features})
+            terminated, truncated = terminated.copy(), truncated.copy()
             observations = self._reset_rows(arrays, infos, done)
         return StepBatch(observations, rewards, terminated, truncated, final_obs, infos, *games)
 
@@ -202,10 +203,10 @@ class EnvGroup:
         self, arrays: dict[str, np.ndarray], infos: Mapping[str, Any], done: np.ndarray
     ) -> dict[str, np.ndarray]:
         """Disabled autoreset: the observations after a reset of the rows that are done."""
+        merged = {name: x.copy() for name, x in arrays.items()}  # beforehand: the arrays may be the environment's own
         obs, reset_infos = self._ask(lambda: self.env.reset(options={"reset_mask": done.copy()}))
         fresh = self._arrays(obs)
         self._observed(fresh, self._steps)
-        merged = {name: x.copy() for name, x in arrays.items()}
         for name, x in merged.items():
             x[done] = fresh[name][done]
         if self._info_mask is None:
@@ -250,7 +251,7 @@ class EnvGroup:
     # --- what the environments gave ----------------------------------------------------------------------------------
 
     def _ask(self, call: Callable[[], Any]) -> Any:
-        """What `reset` or `step` gives; where Gymnasium fails to put observations together, says which one is wrong."""
+        """What `reset` or `step` gives; where Gymnasium cannot put observations together, says which one is wrong."""
         try:
             return call()
         except Exception as error:

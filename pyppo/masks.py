@@ -35,6 +35,7 @@ class ActionMask:
     Args:
         shape: of one environment's mask.
         action_space: the environment's.
+        first_env: index of the first environment, for messages.
 
     Attributes:
         width: A.
@@ -45,8 +46,8 @@ class ActionMask:
         TypeError: the action space has no choices to forbid.
     """
 
-    def __init__(self, shape: tuple[int, ...], action_space: spaces.Space) -> None:
-        self.action_space, self._env_space = action_space, action_space
+    def __init__(self, shape: tuple[int, ...], action_space: spaces.Space, first_env: int = 0) -> None:
+        self.action_space, self._env_space, self._first = action_space, action_space, first_env
         self._starts: np.ndarray | None = None
         self._combinations: tuple[int, ...] = ()
         finite = choices(action_space)
@@ -115,8 +116,8 @@ class ActionMask:
             if odd.any():
                 row = int(np.flatnonzero(odd.any(axis=1))[0])
                 raise ValueError(
-                    f"environment {row} gave an action mask with {mask[row][odd[row]][0]} at step {step}; it must hold "
-                    "1 or True where an action is allowed, 0 or False elsewhere"
+                    f"environment {self._first + row} gave an action mask with {mask[row][odd[row]][0]} at step "
+                    f"{step}; it must hold 1 or True where an action is allowed, 0 or False elsewhere"
                 )
             mask = mask.astype(np.bool_)
         if self._bits or (allowed := self._allows(mask)).all():
@@ -129,8 +130,8 @@ class ActionMask:
         if blocked.any():
             row = int(np.flatnonzero(blocked)[0])
             raise ValueError(
-                f"environment {row} allows no action at step {step}: its action mask has {self._nothing(mask[row])}; "
-                "an unfinished episode's must allow at least one"
+                f"environment {self._first + row} allows no action at step {step}: its action mask has "
+                f"{self._nothing(mask[row])}; an unfinished episode's must allow at least one"
             )
         return mask
 

@@ -80,9 +80,11 @@ class ObservationCheck:
 
     Args:
         entries: as `flatten_space` gives them. num_envs: N.
+        first_env: index of the first environment, for messages.
     """
 
-    def __init__(self, entries: Mapping[str, Entry], num_envs: int) -> None:
+    def __init__(self, entries: Mapping[str, Entry], num_envs: int, first_env: int = 0) -> None:
+        self._first = first_env
         self._spaces = {name: entry.space for name, entry in entries.items()}
         self._shapes = {name: (num_envs, *(space.shape or ())) for name, space in self._spaces.items()}
         self._dtypes: dict[str, np.dtype] = {}
@@ -135,7 +137,10 @@ class ObservationCheck:
         outside = (x < low) | (x > high)
         if outside.any():
             row = int(np.flatnonzero(outside.reshape(len(x), -1).any(axis=1))[0])
-            raise ValueError(f"observation {name!r} is {x[row]} in row {row}; it must lie in {self._spaces[name]}")
+            raise ValueError(
+                f"environment {self._first + row} gave observation {name!r} as {x[row]}; it must lie in "
+                f"{self._spaces[name]}"
+            )
 
 
 def _limits(space: spaces.Space) -> tuple[np.ndarray, np.ndarray] | None:

@@ -16,14 +16,15 @@ PACKAGE = ROOT / "pyppo"
 
 # A module may import from the layers above its own, and from no sibling but those in SIBLINGS.
 LAYERS = [
-    {"autograd", "config", "contract", "library", "masks", "ops", "reference", "results", "spaces"},
+    {"autograd", "config", "contract", "library", "masks", "ops", "presets", "reference", "results", "spaces"},
     {"actions", "envpool_envs", "envs", "gymnasium_envs", "normalize", "policy", "rollout", "report", "warmup"},
-    {"engines", "checkpoint", "parts", "stepping"},
+    {"catalog", "engines", "checkpoint", "parts", "stepping"},
     {"evaluation", "plot"},
     {"trainer"},
     {"cli"},
 ]
 SIBLINGS = {
+    "config": {"presets"},
     "envs": {"gymnasium_envs"},  # a group may be made from names, and reads what Gymnasium's own environments give
     "masks": {"spaces"},
     "ops": {"autograd", "library", "results"},  # in eager calls; where torch.compile traces; the types of results
