@@ -220,6 +220,7 @@ class EnvGroup:
         # Not from a base class: what a subclass changes would be left out.
         if "receiver" not in vars(type(self.env)) or type(self).recv is not EnvGroup.recv:
             return None
+        self._known_spaces()
         obs: dict[str, Column] = dict(columns.obs)
         for name in self._observed.limits:
             obs[name] = _Through(columns.obs[name], lambda t, x, name=name: self._limited(name, x))
