@@ -70,7 +70,10 @@ class EnvGroup:
         self._features, self._mask_parts = split_mask(entries)
         self._observed = ObservationCheck(entries, self.num_envs, first_env)
         self._entries = entries
-        choices(env.single_action_space)  # refuses what is not supported
+        # Refuses what is not supported; a mask of continuous actions would mean nothing.
+        finite = choices(env.single_action_space) is not None
+        if mask_in_infos is None and not finite and not isinstance(env.single_action_space, spaces.MultiBinary):
+            self.mask_in_infos = False
         # Only what a class itself defines: a wrapper that passed these two through would be left out of the step.
         self._split = hasattr(type(env), "send") and hasattr(type(env), "recv")
         self._checks = not _says(env, "checks_actions")

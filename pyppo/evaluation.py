@@ -155,10 +155,10 @@ def _as_it_was(policy: Any, seed: int) -> Iterator[None]:
 def _run(policy: Any, group: EnvGroup, episodes: int, deterministic: bool, seed: int) -> Evaluation:
     n = group.num_envs
     quota = np.full(n, episodes // n) + (np.arange(n) < episodes % n)
-    distribution = Distribution.from_space(group.action_space)
     finished: list[list[tuple[float, int]]] = [[] for _ in range(n)]
     returns, lengths = np.zeros(n), np.zeros(n, np.int64)
     obs, valid = group.reset(seed), np.ones(n, bool)
+    distribution = Distribution.from_space(group.action_space)
     while any(len(done) < wanted for done, wanted in zip(finished, quota, strict=True)):
         stored = {key: _stored(x) for key, x in obs.items()}
         given = stored["obs"] if list(stored) == ["obs"] else stored

@@ -1,5 +1,6 @@
 """Atari: what is reported is the game's raw return over all lives, what is trained on are lives and clipped rewards."""
 
+import functools
 import importlib.util
 
 import numpy as np
@@ -22,8 +23,10 @@ def actions_of(seed):
     return np.random.default_rng(seed).integers(0, 4, size=(6 * STEPS, N))
 
 
-def games_by_hand(pool, actions):
-    """Returns of whole games, from EnvPool's own infos; rows of a reset have no reward."""
+@functools.cache
+def games_by_hand():
+    """Returns of whole games, from EnvPool's own infos, and how many lives were lost; a reset row has no reward."""
+    pool, actions = make_envs("Breakout-v5", N, seed=1, options=OPTIONS), actions_of(0)
     pool.reset()
     totals, lengths, games, lives_lost = np.zeros(N), np.zeros(N, int), [], 0
     reset_row = np.zeros(N, bool)
@@ -44,7 +47,7 @@ def games_by_hand(pool, actions):
 @pytest.mark.parametrize("receiver", [True, False])
 def test_reported_episodes_are_games(receiver):
     actions = actions_of(0)
-    games, lives_lost = games_by_hand(make_envs("Breakout-v5", N, seed=1, options=OPTIONS), actions)
+    games, lives_lost = games_by_hand()
     assert len(games) >= 2
     assert lives_lost >= 3 * len(games)
 

@@ -23,7 +23,11 @@ def test_find_by_part_pattern_and_family():
 def test_descriptions():
     known = {env.name: env for env in describe(["CartPole-v1", "Maze-v0", "Pong-v5", "BinPack-v2", "RubiksCube-v0"])}
     cartpole, maze = known["CartPole-v1"], known["Maze-v0"]
-    assert (cartpole.family, cartpole.observations, cartpole.actions) == ("classic_control", "float32[4]", "Discrete(2)")
+    assert (cartpole.family, cartpole.observations, cartpole.actions) == (
+        "classic_control",
+        "float32[4]",
+        "Discrete(2)",
+    )
     assert "agent_position/col Discrete(10)" in maze.observations
     assert maze.actions == "Discrete(4), masked"
     assert known["Pong-v5"].observations == "uint8[4, 84, 84]"
@@ -36,7 +40,9 @@ def test_what_cannot_be_trained_says_why():
     for env in describe(["TicTacToe-v1", "IntersectionMultiAgent-v0"]):
         assert "has up to 2 players an environment; pyppo trains environments of one player" in env.why_not
         for use in (env_spaces, lambda name: make_envs(name, 2, seed=1)):
-            with pytest.raises(ValueError, match="has up to 2 players an environment; pyppo trains environments of one"):
+            with pytest.raises(
+                ValueError, match="has up to 2 players an environment; pyppo trains environments of one"
+            ):
                 use(env.name)
 
 

@@ -172,14 +172,16 @@ def test_an_environment_that_changes_the_shape_of_its_rewards_says_so():
 def test_one_gymnasium_environment_that_changes_is_named():
     class Growing(Nested):
         def step(self, action):
-            obs, *rest = super().step(action)
+            _, *rest = super().step(action)
             return np.zeros(7, np.float32), *rest
 
     box = spaces.Box(-1, 1, (2,))
     group = EnvGroup(SyncVectorEnv([lambda: Nested(box), lambda: Growing(box)]))
     group.reset()
     group.send(np.zeros(2, np.int64))
-    with pytest.raises(ValueError, match=r"environment 1 gave observation 'obs' as float32 \(7,\); it must be float32 \(2,"):
+    with pytest.raises(
+        ValueError, match=r"environment 1 gave observation 'obs' as float32 \(7,\); it must be float32 \(2,"
+    ):
         group.recv()
 
     class Missing(Nested):
@@ -220,7 +222,9 @@ def test_values_outside_of_a_discrete_space_are_named():
         group = EnvGroup(Outside(value), first_env=2)
         group.reset()
         group.send(np.zeros(2, np.int64))
-        with pytest.raises(ValueError, match=rf"environment 3 gave observation 'obs' as {value}; it must lie in Discrete"):
+        with pytest.raises(
+            ValueError, match=rf"environment 3 gave observation 'obs' as {value}; it must lie in Discrete"
+        ):
             group.recv()
 
 
