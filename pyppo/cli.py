@@ -300,6 +300,7 @@ def _envs(arguments: list[str]) -> int:
         found = describe(find(given.filter))
     if not found:
         raise _RefusedError(f"no environment fits {given.filter!r}; `pyppo envs` lists them all")
+    rows: list[tuple[str, ...]]
     if given.families:
         families: dict[str, list[bool]] = {}
         for env in found:

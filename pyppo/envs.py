@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -226,7 +227,7 @@ class EnvGroup:
         self._known_spaces()
         obs: dict[str, Column] = dict(columns.obs)
         for name in self._observed.limits:
-            obs[name] = _Through(columns.obs[name], lambda t, x, name=name: self._limited(name, x))
+            obs[name] = _Through(columns.obs[name], partial(self._limited, name))
         if (mask := self._mask) is not None:
             ignores = self.autoreset == "next_step"
 
@@ -244,7 +245,7 @@ class EnvGroup:
 
         return receive
 
-    def _limited(self, name: str, x: np.ndarray) -> np.ndarray:
+    def _limited(self, name: str, t: int, x: np.ndarray) -> np.ndarray:
         self._observed.check_limits(name, x)
         return x
 

@@ -138,8 +138,8 @@ class ActionMask:
     def _allows(self, mask: np.ndarray) -> np.ndarray:
         """Bool `[N]`: whether there is an action for each component."""
         if self._starts is None:
-            return mask.any(axis=1)
-        return np.logical_or.reduceat(mask, self._starts, axis=1).all(axis=1)
+            return np.logical_or.reduce(mask, axis=1)
+        return np.logical_and.reduce(np.logical_or.reduceat(mask, self._starts, axis=1), axis=1)
 
     def _nothing(self, row: np.ndarray) -> str:
         if self._starts is None or len(self._starts) == 1:
