@@ -13,6 +13,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from pyppo.spaces import choices, float_bounds
+
 
 @dataclass(frozen=True, eq=False)
 class Distribution:
@@ -25,7 +27,8 @@ class Distribution:
     dtype: str
     """NumPy dtype of the environment's actions."""
     nvec: tuple[int, ...] | None = None
-    """Number of choices of each component (multi_categorical), or of the only one (categorical)."""
+    """Number of choices of each component (multi_categorical: MultiDiscrete, Box of integers), or of the only one
+    (categorical)."""
     start: tuple[int, ...] | None = None
     """The environment's smallest action, each component (discrete spaces)."""
     low: np.ndarray | None = None
@@ -41,22 +44,19 @@ class Distribution:
 
         Raises:
             TypeError: the space has no family here.
-            ValueError: `action_bounds` is neither "clip" nor "rescale".
+            ValueError: `action_bounds` is neither "clip" nor "rescale", or the space has too many choices.
         """
         if action_bounds not in ("clip", "rescale"):
             raise ValueError(f"action_bounds is {action_bounds!r}; it must be 'clip' or 'rescale'")
-        if isinstance(space, spaces.Discrete):
-            return cls("categorical", (), str(space.dtype), nvec=(int(space.n),), start=(int(space.start),))
-        if isinstance(space, spaces.MultiDiscrete):
-            start = tuple(int(s) for s in np.asarray(space.start).ravel())
-            nvec = tuple(int(n) for n in space.nvec.ravel())
-            return cls("multi_categorical", tuple(space.shape), str(space.dtype), nvec=nvec, start=start)
+        shape, dtype = tuple(space.shape or ()), str(space.dtype)
+        if (finite := choices(space)) is not None:
+            start, nvec = (tuple(x.ravel().tolist()) for x in finite)
+            return cls("multi_categorical" if shape else "categorical", shape, dtype, nvec=nvec, start=start)
         if isinstance(space, spaces.MultiBinary):
-            return cls("bernoulli", tuple(space.shape), str(space.dtype))
-        if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
-            low, high = _real_bounds(space.low, -1), _real_bounds(space.high, +1)
-            return cls("normal", tuple(space.shape), str(space.dtype), low=low, high=high, action_bounds=action_bounds)
-        raise TypeError(f"action space is {space}; it must be Discrete, MultiDiscrete, MultiBinary or a Box of floats")
+            return cls("bernoulli", shape, dtype)
+        assert isinstance(space, spaces.Box)
+        low, high = float_bounds(space)
+        return cls("normal", shape, dtype, low=low, high=high, action_bounds=action_bounds)
 
     @property
     def num_params(self) -> int:
@@ -114,12 +114,6 @@ class Distribution:
         low, high = _bounds_from_list(spec["low"], -np.inf, shape), _bounds_from_list(spec["high"], np.inf, shape)
         plain = {name: spec[name] for name in ("kind", "dtype", "action_bounds")}
         return cls(shape=shape, low=low, high=high, nvec=listed["nvec"], start=listed["start"], **plain)
-
-
-def _real_bounds(bound: np.ndarray, sign: int) -> np.ndarray:
-    """Bounds in float64, infinite where the limit is only the largest float of the type (VizDoom's are)."""
-    bound = np.asarray(bound, dtype=np.float64)
-    return np.where(np.abs(bound) >= np.finfo(np.float32).max, sign * np.inf, bound)
 
 
 def _bounds_to_list(bound: np.ndarray | None) -> list[float | None] | None:

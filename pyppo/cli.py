@@ -32,7 +32,7 @@ usage: pyppo COMMAND ...
   pyppo resume RUN [--total-timesteps N]   go on from a run's latest checkpoint
   pyppo eval RUN [--episodes N]            run episodes with a trained policy
   pyppo plot RUN [RUN ...] [--out FILE]    draw learning curves; seeds of one setting become one curve with a band
-  pyppo envs [TEXT]                        list EnvPool's environments, those that contain TEXT
+  pyppo envs [FILTER]                      list EnvPool's environments: what they give and take, or why not
   pyppo info                               versions, build, CPU path and GPU
   pyppo bench [ENV]                        training steps a second and where the time goes
 
@@ -286,16 +286,38 @@ def _plot(arguments: list[str]) -> int:
 
 
 def _envs(arguments: list[str]) -> int:
-    parser = _parser("envs", "List EnvPool's environments.")
-    parser.add_argument("text", nargs="?", default="", metavar="TEXT", help="only those that contain this")
+    parser = _parser(
+        "envs", "List EnvPool's environments: what they give and take, or why they cannot be trained here."
+    )
+    parser.add_argument(
+        "filter", nargs="?", default="", metavar="FILTER", help="part of a name or family, or a pattern with * and ?"
+    )
+    parser.add_argument("--families", action="store_true", help="count them by family instead")
     given = parser.parse_args(arguments)
     with _plainly():
-        from pyppo.envpool_envs import list_envs
+        from pyppo.catalog import describe, find
 
-        found = [name for name in list_envs() if given.text.lower() in name.lower()]
+        found = describe(find(given.filter))
     if not found:
-        raise _RefusedError(f"no environment contains {given.text!r}; `pyppo envs` lists them all")
-    print("\n".join(found))
+        raise _RefusedError(f"no environment fits {given.filter!r}; `pyppo envs` lists them all")
+    rows: list[tuple[str, ...]]
+    if given.families:
+        families: dict[str, list[bool]] = {}
+        for env in found:
+            families.setdefault(env.family, []).append(env.why_not == "")
+        rows = [(family, f"{sum(can)} of {len(can)} can be trained") for family, can in sorted(families.items())]
+    else:
+        rows = [
+            (
+                env.name,
+                env.family,
+                f"not here: {env.why_not}" if env.why_not else f"{env.observations} -> {env.actions}",
+            )
+            for env in found
+        ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip())
     return 0
 
 

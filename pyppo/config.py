@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from pyppo.presets import preset_for
+
 __all__ = ["Config", "preset_for"]
 
 
@@ -184,78 +186,6 @@ class Config:
     def minibatch_size(self) -> int:
         """Rows of the largest minibatch of a rollout in which every row is valid."""
         return -(-self.batch_size // self.num_minibatches)
-
-
-# --- presets --------------------------------------------------------------------------------------------------------
-
-# CleanRL, docs/benchmark, ppo.py: CartPole-v1 490.0, Acrobot-v1 -86.4 after 500k steps.
-_CLASSIC_CONTROL: dict[str, Any] = {
-    "total_timesteps": 500_000,
-    "num_envs": 4,
-    "num_steps": 128,
-    "num_minibatches": 4,
-    "update_epochs": 4,
-    "learning_rate": 2.5e-4,
-    "ent_coef": 0.01,
-}
-
-# RL Baselines3 Zoo, hyperparams/ppo.yml, in minibatches of 64. Its value loss has no 1/2, so its vf_coef 0.5 is 1.0
-# here; it keeps the learning rate constant and does not clip the value loss.
-_ZOO: dict[str, Any] = {"num_steps": 1024, "anneal_lr": False, "clip_vloss": False, "vf_coef": 1.0}
-_LUNAR_LANDER: dict[str, Any] = {
-    **_ZOO,
-    "total_timesteps": 1_000_000,
-    "num_envs": 16,
-    "num_minibatches": 256,
-    "update_epochs": 4,
-    "gamma": 0.999,
-    "gae_lambda": 0.98,
-    "ent_coef": 0.01,
-}
-# The Zoo trains 100k steps with state-dependent noise; plain Gaussian noise takes longer.
-_PENDULUM: dict[str, Any] = {
-    **_ZOO,
-    "total_timesteps": 300_000,
-    "num_envs": 4,
-    "num_minibatches": 64,
-    "update_epochs": 10,
-    "learning_rate": 1e-3,
-    "gamma": 0.9,
-}
-
-# CleanRL, ppo_continuous_action.py, with its 1 x 2048 rows taken as 8 x 256.
-_MUJOCO: dict[str, Any] = {
-    "total_timesteps": 1_000_000,
-    "num_envs": 8,
-    "num_steps": 256,
-    "num_minibatches": 32,
-    "update_epochs": 10,
-    "learning_rate": 3e-4,
-    "norm_obs": True,
-    "norm_reward": True,
-}
-
-_PRESETS: dict[str, dict[str, Any]] = {
-    "CartPole": _CLASSIC_CONTROL,
-    "Acrobot": _CLASSIC_CONTROL,
-    "LunarLander": _LUNAR_LANDER,
-    "LunarLanderContinuous": _LUNAR_LANDER,
-    "Pendulum": _PENDULUM,
-    **dict.fromkeys(
-        [
-            "Ant", "HalfCheetah", "Hopper", "Humanoid", "HumanoidStandup", "InvertedDoublePendulum", "InvertedPendulum",
-            "Pusher", "Reacher", "Swimmer", "Walker2d",
-        ],
-        _MUJOCO,
-    ),
-}  # fmt: skip
-
-
-def preset_for(env_id: str) -> dict[str, Any]:
-    """The preset's values for `env_id`, any version of it ("Hopper-v4", "Hopper-v5"); empty where there is none,
-    which leaves `Config`'s defaults."""
-    name = re.fullmatch(r"(\w+)-v\d+", env_id) if isinstance(env_id, str) else None
-    return dict(_PRESETS.get(name[1], {})) if name else {}
 
 
 # --- rules ----------------------------------------------------------------------------------------------------------

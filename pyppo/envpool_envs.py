@@ -17,9 +17,13 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from pyppo.envs import ActionCheck, Columns, Purpose, Receive, dict_space, env_seed
+from pyppo.contract import Columns, Purpose, Receive, env_seed
+from pyppo.masks import MASK, MASK_INFOS, policy_spaces
+from pyppo.spaces import ActionCheck, flatten_space
 
-__all__ = ["EnvPoolVectorEnv", "auto_threads", "env_spaces", "list_envs", "make_envs", "thread_ids"]
+__all__ = [
+    "EnvPoolVectorEnv", "auto_threads", "env_spaces", "family_of", "list_envs", "make_envs", "thread_ids",
+]  # fmt: skip
 
 Made = TypeVar("Made")
 
@@ -40,7 +44,8 @@ class EnvPoolVectorEnv(VectorEnv):
     """One synchronous EnvPool pool as a `gymnasium.vector.VectorEnv` in next-step autoreset, so that wrappers compose.
 
     `send` and `recv` are the two halves of `step`. They go straight to EnvPool's compiled calls: its Python wrapper
-    costs about 8 us a step, as much as sixty-four CartPole steps.
+    costs about 8 us a step, as much as sixty-four CartPole steps. Nested observations are given flat, with the names
+    that EnvPool has for them ("ems/x1"); a mask that EnvPool gives in its infos is the observation entry "action_mask".
 
     EnvPool says truncated where an episode ends in itself exactly at its step limit.
 
@@ -50,6 +55,7 @@ class EnvPoolVectorEnv(VectorEnv):
 
     Attributes:
         one_core: whether the caller shares its core with the pool's threads (`pyppo.stepping.OneCore` says so).
+        reports_games: whether this is Atari, whose infos have the game's own reward and end.
     """
 
     metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
@@ -63,12 +69,12 @@ class EnvPoolVectorEnv(VectorEnv):
             raise ValueError(
                 f"pool has batch_size {config['batch_size']}; it must be num_envs = {config['num_envs']} (synchronous)"
             )
-        if config["max_num_players"] != 1:
-            raise ValueError(f"pool has max_num_players {config['max_num_players']}; it must be 1")
+        if (why := _why_not(config["max_num_players"])) is not None:
+            raise ValueError(f"pool cannot be used: {why}")
         self._pool = pool
         self._pid = os.getpid()
         self.num_envs = int(config["num_envs"])
-        self.single_observation_space = pool.spec.gymnasium_observation_space
+        self.single_observation_space = _observation_space(pool.spec)
         self.single_action_space = pool.spec.gymnasium_action_space
         self._check = ActionCheck(self.single_action_space, self.num_envs)
         self._ids = np.arange(self.num_envs, dtype=np.int32)
@@ -86,13 +92,18 @@ class EnvPoolVectorEnv(VectorEnv):
         self._action_dtype = pool._spec._action_spec[2][0]
         keys = list(pool._state_keys)
         self._done, self._truncated, self._reward = (keys.index(key) for key in ("done", "trunc", "reward"))
-        obs = [(key.removeprefix("obs").lstrip(":."), i) for i, key in enumerate(keys) if key.startswith("obs")]
-        is_dict = isinstance(self.single_observation_space, spaces.Dict)
-        self._obs = obs if is_dict else None
-        self._plain_obs = obs[0][1]
-        skipped = ("info:env_id", "info:players.env_id")
-        infos = [key for key in keys if key.startswith("info:") and key not in skipped]
+        obs = [(_entry_name(key), i) for i, key in enumerate(keys) if _is_obs(key)]
+        infos = [key for key in keys if key.startswith("info:") and key not in _ID_INFOS]
         self._infos = [(key.removeprefix("info:"), keys.index(key)) for key in infos]
+        self._obs: list[tuple[str, int]] | None = None
+        self._plain_obs = obs[0][1]
+        if isinstance(self.single_observation_space, spaces.Dict):
+            masks = [(MASK, dict(self._infos)[name]) for name in MASK_INFOS if name in dict(self._infos)]
+            self._obs = obs + (masks[:1] if MASK not in dict(obs) else [])
+            if set(dict(self._obs)) != set(self.single_observation_space.spaces):
+                raise TypeError(f"pool gives {sorted(dict(self._obs))}; it must be as {self.single_observation_space}")
+        self.reports_games = {"reward", "terminated", "lives"} <= {name for name, _ in self._infos}
+        self._game = [keys.index(f"info:{name}") for name in ("reward", "terminated")] if self.reports_games else []
 
     # VectorEnv wants both as attributes; batching an Atari space takes 28 MB at 1,024 environments, mostly for nothing.
     @cached_property
@@ -143,13 +154,24 @@ class EnvPoolVectorEnv(VectorEnv):
         (rewards, reward), (dones, done), (cuts, cut) = ((getattr(columns, name), i) for name, i in names)
         observations = [(columns.obs[name], i) for name, i in self._obs or [("obs", self._plain_obs)]]
 
-        def receive(t: int) -> None:
+        def receive(t: int) -> list[np.ndarray]:
             state = self._recv()
             rewards[t], dones[t], cuts[t] = state[reward], state[done], state[cut]
             for column, i in observations:
                 column[t + 1] = state[i]
+            return state
 
-        return receive
+        raw, over = columns.episode_rewards, columns.episode_over
+        if raw is None or over is None:
+            return receive  # type: ignore[return-value]
+        raw_reward, game_over = self._game
+
+        def receive_games(t: int) -> None:
+            state = receive(t)
+            raw[t] = state[raw_reward]
+            np.logical_or(state[game_over], state[cut], out=over[t])
+
+        return receive_games
 
     def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """`send` and `recv`."""
@@ -176,14 +198,13 @@ class EnvPoolVectorEnv(VectorEnv):
 
 
 # Batches of these take less time than waking a second core does (about 40 us).
-_CHEAP_FAMILIES = ("envpool.classic_control", "envpool.toy_text", "envpool.minigrid")
+_CHEAP_FAMILIES = ("classic_control", "toy_text", "minigrid")
 
 
 def auto_threads(env_id: str, num_envs: int) -> int:
     """EnvPool threads where none are asked for: one for classic control, toy text and MiniGrid, whose steps take
     a microsecond; otherwise one for each environment, at most one for each core that this process may use."""
-    family = _import_envpool().registration.registry.specs[env_id][0]
-    return 1 if family.startswith(_CHEAP_FAMILIES) else min(num_envs, len(os.sched_getaffinity(0)))
+    return 1 if family_of(env_id).startswith(_CHEAP_FAMILIES) else min(num_envs, len(os.sched_getaffinity(0)))
 
 
 _RESERVED_OPTIONS = ("batch_size", "env_seed", "env_type", "num_envs", "num_threads", "seed", "task_id")
@@ -194,8 +215,13 @@ def list_envs() -> list[str]:
     return sorted(_import_envpool().list_all_envs())
 
 
+def family_of(env_id: str) -> str:
+    """The family that EnvPool has an environment in, "atari" or "mujoco.dmc" for example."""
+    return str(_import_envpool().registration.registry.specs[env_id][0]).removeprefix("envpool.")
+
+
 def env_spaces(env_id: str, options: Mapping[str, Any] | None = None) -> tuple[spaces.Dict, spaces.Space]:
-    """Observation space (as `EnvGroup` has it) and action space of one environment of `make_envs`, without making it.
+    """Observation and action space, as `EnvGroup` has them, of one environment of `make_envs`, without making it.
 
     Raises:
         as `make_envs`.
@@ -204,9 +230,41 @@ def env_spaces(env_id: str, options: Mapping[str, Any] | None = None) -> tuple[s
 
     def make() -> tuple[spaces.Dict, spaces.Space]:
         spec = make_spec(env_id, **(options or {}))
-        return dict_space(spec.gymnasium_observation_space), spec.gymnasium_action_space
+        if (why := _why_not(spec.config.max_num_players)) is not None:
+            raise ValueError(f"{env_id} cannot be trained: {why}")
+        return policy_spaces(_observation_space(spec), spec.gymnasium_action_space)[:2]
 
     return _configured(env_id, options, make)
+
+
+_ID_INFOS = ("info:env_id", "info:players.env_id")
+
+
+def _is_obs(key: str) -> bool:
+    return key == "obs" or key.startswith("obs:")
+
+
+def _entry_name(key: str) -> str:
+    """The flat name of one of EnvPool's arrays, which joins nested ones by "." or ":"."""
+    return key.removeprefix("obs").lstrip(":").replace(".", "/").replace(":", "/") or "obs"
+
+
+def _observation_space(spec: Any) -> spaces.Space:
+    """A pool's observation space: a plain space, or a flat Dict, which has the mask that EnvPool gives in its infos."""
+    space = spec.gymnasium_observation_space
+    flat = {name: entry.space for name, entry in flatten_space(space).items()}
+    arrays = spec.state_array_spec
+    masks = [arrays[f"info:{name}"] for name in MASK_INFOS if f"info:{name}" in arrays]
+    if masks and MASK not in flat:
+        return spaces.Dict({**flat, MASK: spaces.MultiBinary(tuple(masks[0].shape))})
+    return spaces.Dict(flat) if isinstance(space, spaces.Dict) else space
+
+
+def _why_not(max_num_players: int) -> str | None:
+    """Why environments with so many players cannot be trained; None: they can."""
+    if max_num_players == 1:
+        return None
+    return f"it has up to {max_num_players} players an environment; pyppo trains environments of one player"
 
 
 def make_envs(
@@ -274,3 +332,5 @@ def _configured(env_id: str, options: Mapping[str, Any] | None, make: Callable[[
             if not options:
                 raise
             raise ValueError(f"env_options has {dict(options)}, which {env_id} does not take: {error}") from error
+        except RuntimeError as error:  # files that this installation of EnvPool lacks, for example
+            raise OSError(f"EnvPool cannot make {env_id} here: {error}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +53,7 @@ def evaluate(
     seed: int = 0,
     num_envs: int | None = None,
     env_options: Mapping[str, Any] | None = None,
-    envs: VectorEnv | EnvGroup | None = None,
+    envs: VectorEnv | EnvGroup | Sequence[str | Callable[[], Any]] | None = None,
 ) -> Evaluation:
     """Run `episodes` whole episodes and collect their returns.
 
@@ -69,7 +69,8 @@ def evaluate(
         num_envs: environments side by side; None: as many as episodes, at most 16.
         env_options: options of the environment, used as given; None: the ones saved with the policy, without those
             that only training wants (Atari's `episodic_life` and `reward_clip`).
-        envs: your own environments instead of EnvPool's; an `EnvGroup` where the autoreset mode must be said.
+        envs: your own environments instead of EnvPool's; an `EnvGroup` where the autoreset mode must be said; or a list
+            of `gymnasium.make` names or of functions that make one environment each.
 
     Returns:
         Returns and lengths, environment by environment.
@@ -89,11 +90,12 @@ def evaluate(
         group = as_group(envs, purpose="evaluate")
     else:
         group = make_group(policy, env_id, width, seed, env_options=env_options)
+        group.owned = True
     try:
         with _as_it_was(policy, stream_seed(seed, "evaluate")):
             return _run(policy, group, episodes, deterministic, stream_seed(seed, "evaluate.environments"))
     finally:
-        if envs is None:
+        if group.owned:
             group.close()
 
 
@@ -153,24 +155,27 @@ def _as_it_was(policy: Any, seed: int) -> Iterator[None]:
 def _run(policy: Any, group: EnvGroup, episodes: int, deterministic: bool, seed: int) -> Evaluation:
     n = group.num_envs
     quota = np.full(n, episodes // n) + (np.arange(n) < episodes % n)
-    distribution = Distribution.from_space(group.action_space)
     finished: list[list[tuple[float, int]]] = [[] for _ in range(n)]
     returns, lengths = np.zeros(n), np.zeros(n, np.int64)
     obs, valid = group.reset(seed), np.ones(n, bool)
+    distribution = Distribution.from_space(group.action_space)
     while any(len(done) < wanted for done, wanted in zip(finished, quota, strict=True)):
         stored = {key: _stored(x) for key, x in obs.items()}
         given = stored["obs"] if list(stored) == ["obs"] else stored
         group.send(distribution.clip(np.asarray(policy.act(given, deterministic=deterministic))))
         step = group.recv()
-        returns += np.where(valid, step.rewards, 0.0)
+        done = step.terminated | step.truncated
+        # Of Atari, whole games and their raw rewards, whatever its options make of an episode.
+        rewards = step.rewards if step.episode_rewards is None else step.episode_rewards
+        over = (done if step.episode_over is None else step.episode_over) & valid
+        returns += np.where(valid, rewards, 0.0)
         lengths += valid
-        done = (step.terminated | step.truncated) & valid
-        for row in np.flatnonzero(done):
+        for row in np.flatnonzero(over):
             if len(finished[row]) < quota[row]:
                 finished[row].append((float(returns[row]), int(lengths[row])))
-        returns[done], lengths[done] = 0.0, 0
+        returns[over], lengths[over] = 0.0, 0
         if group.autoreset == "next_step":
-            valid = ~done
+            valid = ~(done & valid)
         obs = step.obs
     columns = [episode for one in finished for episode in one]
     return Evaluation(np.array([r for r, _ in columns]), np.array([k for _, k in columns], np.int64))

@@ -11,7 +11,10 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-__all__ = ["Act", "Collector", "Episode", "Rollout", "find_not_finite", "random_actions", "random_rows"]
+from pyppo.masks import MASK
+from pyppo.spaces import dict_space
+
+__all__ = ["Act", "Collector", "Episode", "Rollout", "find_not_finite"]
 
 
 class Step(Protocol):
@@ -27,6 +30,10 @@ class Step(Protocol):
     def truncated(self) -> np.ndarray: ...
     @property
     def final_obs(self) -> dict[str, np.ndarray] | None: ...
+    @property
+    def episode_rewards(self) -> np.ndarray | None: ...
+    @property
+    def episode_over(self) -> np.ndarray | None: ...
 
 
 class Group(Protocol):
@@ -40,6 +47,8 @@ class Group(Protocol):
     def action_space(self) -> spaces.Space: ...
     @property
     def autoreset(self) -> str: ...
+    @property
+    def reports_games(self) -> bool: ...
     def reset(self, seed: int | None = None) -> dict[str, np.ndarray]: ...
     def send(self, actions: np.ndarray) -> None: ...
     def recv(self) -> Step: ...
@@ -47,7 +56,10 @@ class Group(Protocol):
 
 
 class Episode(NamedTuple):
-    """One finished episode: the environment's own sum of rewards and number of steps, before clipping and scaling."""
+    """One finished episode: the environment's own sum of rewards and number of steps, before clipping and scaling.
+
+    Of Atari, one game: its raw rewards over all lives, whatever training takes for an episode.
+    """
 
     episode_return: float
     length: int
@@ -59,9 +71,10 @@ class Rollout:
     """T steps of N environments, time-major, on one device. Row T of `obs` and `values` is what follows the last step.
 
     Attributes:
-        obs: entries `[T+1, N, ...]`; floats as float32, integers as the environment has them.
-        actions: `[T, N]` int64 (Discrete), `[T, N, K]` int64 (MultiDiscrete, MultiBinary) or float32 (Box); as
-            sampled, before any clipping.
+        obs: entries `[T+1, N, ...]`; floats as float32, integers as the environment has them (unsigned ones of more
+            than 8 bits in a signed type), "action_mask" as bool `[T+1, N, A]`.
+        actions: `[T, N]` int64 (Discrete), `[T, N, *shape]` int64 (MultiDiscrete, MultiBinary, Box of integers: as the
+            distribution counts them, from 0) or float32 (Box of floats); as sampled, before any clipping.
         logp, advantages, returns: `[T, N]` float32. values: `[T+1, N]` float32.
         rewards: `[T, N]` float32, what advantages are estimated from; the collector writes the raw ones.
         raw_rewards: `[T, N]` float64 on the CPU, the environment's own.
@@ -72,7 +85,7 @@ class Rollout:
 
     Args:
         num_steps: T. num_envs: N.
-        obs_space: a `Dict` space of Boxes, or one Box (entry "obs").
+        obs_space: as `EnvGroup.obs_space`; a plain space is the entry "obs".
         action_space: of one environment.
         store_dist: shapes of distribution parameters to keep, by name.
         same_step: whether the environments reset in the same step.
@@ -97,9 +110,9 @@ class Rollout:
         def zeros(rows: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros((rows, num_envs, *shape), dtype=dtype, device=self.device)
 
-        entries = obs_space.spaces if isinstance(obs_space, spaces.Dict) else {"obs": obs_space}
-        self.obs = {k: zeros(num_steps + 1, *(s.shape or ()), dtype=_storage_dtype(s)) for k, s in entries.items()}
-        continuous = isinstance(action_space, spaces.Box)
+        entries = dict_space(obs_space).spaces
+        self.obs = {k: zeros(num_steps + 1, *(s.shape or ()), dtype=_storage_dtype(k, s)) for k, s in entries.items()}
+        continuous = np.issubdtype(action_space.dtype, np.floating)
         action_dtype = torch.float32 if continuous else torch.int64
         self.actions = zeros(num_steps, *(action_space.shape or ()), dtype=action_dtype)
         self.logp, self.rewards = zeros(num_steps), zeros(num_steps)
@@ -112,10 +125,16 @@ class Rollout:
         self.raw_rewards = torch.zeros((num_steps, num_envs), dtype=torch.float64)
 
 
-def _storage_dtype(space: spaces.Space) -> torch.dtype:
+# torch can hold these and do hardly anything with them.
+_SIGNED = {"uint16": torch.int32, "uint32": torch.int64, "uint64": torch.int64}
+
+
+def _storage_dtype(name: str, space: spaces.Space) -> torch.dtype:
+    if name == MASK:
+        return torch.bool
     if np.issubdtype(space.dtype, np.floating):
         return torch.float32
-    return torch.from_numpy(np.zeros(0, space.dtype)).dtype
+    return _SIGNED.get(str(space.dtype)) or torch.from_numpy(np.zeros(0, space.dtype)).dtype
 
 
 Act = Callable[[Rollout, int, slice], np.ndarray]
@@ -129,6 +148,8 @@ class _Columns(NamedTuple):
     rewards: np.ndarray
     terminated: np.ndarray
     truncated: np.ndarray
+    episode_rewards: np.ndarray | None
+    episode_over: np.ndarray | None
 
 
 class _PinnedColumn:
@@ -152,10 +173,12 @@ class _Part:
         self, group: Group, rows: slice, rollout: Rollout, host: dict[str, np.ndarray], finals: _Finals
     ) -> None:
         self.group, self.rows = group, rows
-        flags = (host[name][:, rows] for name in ("rewards", "terminated", "truncated"))
+        flags = [host[name][:, rows] for name in ("rewards", "terminated", "truncated")]
+        # What is reported lies apart only where it differs.
+        games = [host[name][:, rows] if group.reports_games else None for name in ("episode_rewards", "episode_over")]
         on_cpu = rollout.device.type == "cpu"
         obs = {name: x.numpy()[:, rows] if on_cpu else _PinnedColumn(x, rows) for name, x in rollout.obs.items()}
-        self.columns = _Columns(obs, *flags)
+        self.columns = _Columns(obs, *flags, *games)
         steps = rollout.steps[rows]
         self.steps = steps.numpy() if on_cpu else steps
         self.one = np.ones((), np.int64) if on_cpu else 1  # NumPy takes a microsecond to convert a Python number
@@ -170,6 +193,9 @@ class _Part:
         columns.rewards[t] = step.rewards
         columns.terminated[t] = step.terminated
         columns.truncated[t] = step.truncated
+        if columns.episode_rewards is not None and columns.episode_over is not None:
+            columns.episode_rewards[t] = step.episode_rewards
+            columns.episode_over[t] = step.episode_over
         for name, column in columns.obs.items():
             column[t + 1] = step.obs[name]
         if step.final_obs is not None:
@@ -220,7 +246,7 @@ class Collector:
         self.episodes: list[Episode] = []
         self.valid_steps = 0
         self.same_step = _check_groups(groups, rollout, final_value)
-        self._host = _host_arrays(rollout)
+        self._host = _host_arrays(rollout, games=groups[0].reports_games)
         self._finals: _Finals = []
         self._parts: list[_Part] = []
         first = 0
@@ -273,6 +299,7 @@ class Collector:
         host, rollout = self._host, self.rollout
         done = host["terminated"] | host["truncated"]
         valid = host["valid"]
+        over = host.get("episode_over", done)
         if self.same_step:
             valid[:] = True
         else:
@@ -286,19 +313,21 @@ class Collector:
                 getattr(rollout, name).copy_(torch.from_numpy(host[name]))
         rollout.rewards.copy_(rollout.raw_rewards)
         self._value_finals()
-        self._count_episodes(done, valid)  # from here on nothing fails, so a rollout counts as a whole or not at all
+        # From here on nothing fails, so a rollout counts as a whole or not at all.
+        self._count_episodes(over & valid, valid)
         self._done = done[-1].copy()
         count = int(np.count_nonzero(valid))
         self.valid_steps += count
         return count
 
-    def _count_episodes(self, done: np.ndarray, valid: np.ndarray) -> None:
+    def _count_episodes(self, over: np.ndarray, valid: np.ndarray) -> None:
         """Episodes that ended in this rollout, in order of time then row; the rest is carried over."""
         # Running sums over the rollout; an episode's own is the difference to the one at the end before it.
-        returns = np.cumsum(np.where(valid, self._host["rewards"], 0.0), axis=0) + self._returns
+        rewards = self._host.get("episode_rewards", self._host["rewards"])
+        returns = np.cumsum(np.where(valid, rewards, 0.0), axis=0) + self._returns
         lengths = np.cumsum(valid, axis=0) + self._lengths
         steps = self.valid_steps + np.cumsum(np.count_nonzero(valid, axis=1))
-        row, t = np.nonzero(done.T)  # by row, then by time
+        row, t = np.nonzero(over.T)  # by row, then by time
         first = np.diff(row, prepend=-1) != 0
         own_return, self._returns = _between(returns, row, t, first)
         own_length, self._lengths = _between(lengths, row, t, first)
@@ -338,13 +367,19 @@ def _between(sums: np.ndarray, row: np.ndarray, t: np.ndarray, first: np.ndarray
     return gained, sums[-1] - last
 
 
-def _host_arrays(rollout: Rollout) -> dict[str, np.ndarray]:
-    """Where flags and rewards are written: the storage itself on the CPU, else arrays that are copied at the end."""
+def _host_arrays(rollout: Rollout, games: bool) -> dict[str, np.ndarray]:
+    """Where flags and rewards are written: the storage itself on the CPU, else arrays that are copied at the end.
+
+    `games`: what is reported lies in arrays of its own.
+    """
     names = ("terminated", "truncated", "valid")
     if rollout.device.type == "cpu":
         arrays = {name: getattr(rollout, name).numpy() for name in names}
     else:
         arrays = {name: np.zeros((rollout.num_steps, rollout.num_envs), bool) for name in names}
+    if games:
+        arrays["episode_rewards"] = np.zeros((rollout.num_steps, rollout.num_envs))
+        arrays["episode_over"] = np.zeros((rollout.num_steps, rollout.num_envs), bool)
     return {**arrays, "rewards": rollout.raw_rewards.numpy()}
 
 
@@ -353,6 +388,8 @@ def _check_groups(groups: Sequence[Group], rollout: Rollout, final_value: FinalV
     count = sum(group.num_envs for group in groups)
     if count != rollout.num_envs:
         raise ValueError(f"groups have {count} environments; they must have num_envs = {rollout.num_envs}")
+    if len({group.reports_games for group in groups}) != 1:
+        raise ValueError("groups differ in what they report, some are Atari and some are not; all must be of one kind")
     modes = {group.autoreset for group in groups}
     if len(modes) != 1:
         raise ValueError(f"groups reset in different ways ({', '.join(sorted(modes))}); all must do it in one way")
@@ -406,61 +443,3 @@ def find_not_finite(obs: Mapping[str, Tensor], used: Tensor | None = None) -> st
             t, row = rows[0].tolist()
             return f"environment {row} gave an observation {name!r} that is not finite, row {t} of the rollout"
     return None
-
-
-def random_rows(groups: Sequence[Group], rows: int, seed: int) -> dict[str, np.ndarray]:
-    """Observations under random actions, to start observation statistics from.
-
-    Steps all groups until there are at least `rows` valid rows; leaves them in the middle of episodes. What comes out
-    depends on `seed` and the environments only, not on the grouping.
-
-    Returns:
-        entries `[rows', ...]`, rows' >= rows, in [T, N] order: the observations that the actions answered.
-    """
-    rng = np.random.default_rng(seed)
-    num_envs = sum(group.num_envs for group in groups)
-    edges = np.cumsum([0] + [group.num_envs for group in groups])
-    parts = [group.reset(seed) for group in groups]
-    obs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    valid = np.ones(num_envs, bool)
-    kept: list[dict[str, np.ndarray]] = []
-    count = 0
-    while count < rows:
-        kept.append({name: x[valid] for name, x in obs.items()})
-        _check_warmup(obs, valid)
-        count += int(valid.sum())
-        actions = random_actions(groups[0].action_space, num_envs, rng)
-        for group, first, last in zip(groups, edges[:-1], edges[1:], strict=True):
-            group.send(actions[first:last])
-        steps = [group.recv() for group in groups]
-        obs = {name: np.concatenate([step.obs[name] for step in steps]) for name in obs}
-        if groups[0].autoreset == "next_step":
-            valid = ~np.concatenate([step.terminated | step.truncated for step in steps])
-    return {name: np.concatenate([part[name] for part in kept]) for name in obs}
-
-
-def _check_warmup(obs: Mapping[str, np.ndarray], valid: np.ndarray) -> None:
-    for name, x in obs.items():
-        if np.issubdtype(x.dtype, np.floating) and not np.isfinite(x[valid]).all():
-            row = next(int(row) for row in np.flatnonzero(valid) if not np.isfinite(x[row]).all())
-            raise ValueError(
-                f"environment {row} gave an observation {name!r} that is not finite, under random actions; it must be "
-                "finite"
-            )
-
-
-def random_actions(space: spaces.Space, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Uniform over finite sets and finite bounds, standard normal where a component has none."""
-    if isinstance(space, spaces.Discrete):
-        return rng.integers(space.start, space.start + space.n, size=n)
-    if isinstance(space, spaces.MultiDiscrete):
-        return rng.integers(space.start, space.start + space.nvec, size=(n, *space.shape))
-    if isinstance(space, spaces.MultiBinary):
-        return rng.integers(0, 2, size=(n, *space.shape))
-    assert isinstance(space, spaces.Box)
-    largest = np.finfo(np.float32).max / 2  # limits that are just the type's are no bounds
-    bounded = (space.low > -largest) & (space.high < largest)
-    low, high = np.where(bounded, space.low, 0.0), np.where(bounded, space.high, 1.0)
-    uniform = rng.uniform(low, high, size=(n, *space.shape))
-    normal = np.clip(rng.standard_normal((n, *space.shape)), space.low, space.high)
-    return np.where(bounded, uniform, normal).astype(space.dtype)

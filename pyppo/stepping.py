@@ -20,7 +20,9 @@ from pyppo import ops
 from pyppo.config import Config
 from pyppo.envpool_envs import EnvPoolVectorEnv, auto_threads, make_envs, thread_ids
 from pyppo.envs import EnvGroup, Purpose
-from pyppo.rollout import Act, Collector, Rollout, random_actions
+from pyppo.masks import MASK
+from pyppo.rollout import Act, Collector, Rollout
+from pyppo.warmup import random_actions
 
 __all__ = ["OneCore", "Stepping", "Way", "choose", "make_groups"]
 
@@ -64,7 +66,7 @@ def make_groups(
     """
     count = config.num_envs if num_envs is None else num_envs
     size = count // way.num_groups
-    return [
+    groups = [
         EnvGroup(
             make_envs(
                 config.env_id,
@@ -80,6 +82,9 @@ def make_groups(
         )
         for first in range(0, count, size)
     ]
+    for group in groups:
+        group.owned = True
+    return groups
 
 
 @dataclass(frozen=True)
@@ -283,6 +288,9 @@ class _Trial:
         def act_and_forget(rollout: Rollout, t: int, rows: slice) -> np.ndarray:
             if act is not None:
                 act(rollout, t, rows)
+            if MASK in rollout.obs:
+                mask = rollout.obs[MASK][t, rows].numpy()
+                return random_actions(space, len(mask), rng, mask)
             return actions[t][rows]
 
         self._collector = Collector(self._groups, self._rollout, act_and_forget)

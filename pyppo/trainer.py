@@ -24,8 +24,9 @@ from pyppo.envpool_envs import env_spaces
 from pyppo.envs import Envs, as_groups
 from pyppo.normalize import ObservationNormalizer, RewardScaler
 from pyppo.parts import make_policy, torch_threads
-from pyppo.rollout import Collector, Rollout, find_not_finite, random_rows
+from pyppo.rollout import Collector, Rollout, find_not_finite
 from pyppo.stepping import Stepping, choose, make_groups
+from pyppo.warmup import random_rows
 
 _LEARNING_RATES = (1e-6, 1e-2)  # bounds of the KL-adaptive learning rate
 
@@ -86,8 +87,8 @@ class Trainer:
 
     Args:
         config: the settings. `num_envs` is taken from `envs` where those are given.
-        envs: your own environments: a `gymnasium.vector.VectorEnv` (or `EnvGroup`) or several, each a group. None:
-            EnvPool's.
+        envs: your own environments: a `gymnasium.vector.VectorEnv` (or `EnvGroup`) or several, each a group; or a list
+            of `gymnasium.make` names or of functions that make one environment each. None: EnvPool's.
         policy: your own module (see `pyppo.policy.Policy`); None: an `MLPPolicy`.
         quiet: say nothing but what needs attention.
         callbacks: called with each iteration's row of the history; a list to add to later.
@@ -132,7 +133,6 @@ class Trainer:
         if not hasattr(self.policy, "heads"):
             torch.manual_seed(stream_seed(config.seed, f"policy/{self.rebuild}"))
         self.engine = make_engine(config, self.policy, distribution)
-        self._owns_envs = groups is None
         self.stepping: Stepping | None = None
         self._cores: AbstractContextManager[None] = nullcontext()
         if groups is None:
@@ -443,8 +443,9 @@ class Trainer:
         """Close the metrics file, and the environments unless they are yours."""
         if self._metrics is not None:
             self._metrics.close()
-        for group in self.groups if self._owns_envs else ():
-            group.close()
+        for group in self.groups:
+            if group.owned:
+                group.close()
 
     def __enter__(self) -> Trainer:
         return self

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyppo import config as config_module
+from pyppo import presets
 from pyppo.config import Config, preset_for
 
 BAD_VALUES = [
@@ -316,5 +317,5 @@ def test_other_environments_get_the_defaults():
 
 
 def test_all_presets_are_valid():
-    for name in config_module._PRESETS:
+    for name in presets._PRESETS:
         Config.for_env(f"{name}-v1")

@@ -16,16 +16,19 @@ PACKAGE = ROOT / "pyppo"
 
 # A module may import from the layers above its own, and from no sibling but those in SIBLINGS.
 LAYERS = [
-    {"autograd", "config", "library", "ops", "reference", "results"},
-    {"actions", "envpool_envs", "envs", "normalize", "policy", "rollout", "report"},
-    {"engines", "checkpoint", "parts", "stepping"},
+    {"autograd", "config", "contract", "library", "masks", "ops", "presets", "reference", "results", "spaces"},
+    {"actions", "envpool_envs", "envs", "gymnasium_envs", "normalize", "policy", "rollout", "report", "warmup"},
+    {"catalog", "engines", "checkpoint", "parts", "stepping"},
     {"evaluation", "plot"},
     {"trainer"},
     {"cli"},
 ]
 SIBLINGS = {
-    "envpool_envs": {"envs"},  # EnvPool's environments keep the contract
+    "config": {"presets"},
+    "envs": {"gymnasium_envs"},  # a group may be made from names, and reads what Gymnasium's own environments give
+    "masks": {"spaces"},
     "ops": {"autograd", "library", "results"},  # in eager calls; where torch.compile traces; the types of results
+    "warmup": {"rollout"},  # what it asks of a group
     "policy": {"actions", "normalize"},  # a policy owns its action distribution and its observation statistics
 }
 ONLY_IMPORTER = {

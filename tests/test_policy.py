@@ -54,9 +54,9 @@ def test_act_answers_in_the_space(name, deterministic):
     assert np.shape(single) == space.shape
 
 
-@pytest.mark.parametrize("space", [spaces.Text(3), spaces.Box(0, 255, (2,), np.uint8)])
+@pytest.mark.parametrize("space", [spaces.Text(3), spaces.Box(0.0, 1.0, ())])
 def test_other_spaces_are_refused(space):
-    with pytest.raises(TypeError, match="action space is"):
+    with pytest.raises(TypeError, match="action space .* is not supported"):
         Distribution.from_space(space)
 
 

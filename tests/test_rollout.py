@@ -10,7 +10,8 @@ from gymnasium import spaces
 
 from pyppo.envpool_envs import make_envs
 from pyppo.envs import EnvGroup
-from pyppo.rollout import Collector, Episode, Rollout, random_rows
+from pyppo.rollout import Collector, Episode, Rollout
+from pyppo.warmup import random_rows
 
 needs_envpool = pytest.mark.skipif(importlib.util.find_spec("envpool") is None, reason="EnvPool is not installed")
 

@@ -1,0 +1,74 @@
+"""Gymnasium's own vector environments: made from names or functions, and read where they give no plain arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import SyncVectorEnv, VectorEnv
+
+from pyppo.spaces import Entry, flatten_space
+
+__all__ = ["blame", "final_rows", "make_vector_env"]
+
+
+def make_vector_env(envs: Sequence[str | Callable[[], gymnasium.Env]]) -> SyncVectorEnv:
+    """One environment for each name or function, side by side in this process, in next-step autoreset.
+
+    Raises:
+        TypeError: an element is neither. ValueError: there is none, a name is unknown, or their spaces differ.
+    """
+    if not envs:
+        raise ValueError("envs is empty; it must name or make at least one environment")
+    for i, env in enumerate(envs):
+        if isinstance(env, gymnasium.Env):
+            raise TypeError(f"envs[{i}] is a made {type(env).__name__}; it must be a function that makes one")
+        if not isinstance(env, str) and not callable(env):
+            raise TypeError(f"envs[{i}] is a {type(env).__name__}; it must be a gymnasium.make name or a function")
+    try:
+        return SyncVectorEnv([partial(gymnasium.make, env) if isinstance(env, str) else env for env in envs])
+    except gymnasium.error.Error as error:
+        raise ValueError(f"envs has a name that Gymnasium cannot make: {error}") from error
+    except RuntimeError as error:  # how it says that spaces differ
+        raise ValueError(f"envs cannot be stepped side by side: {error}") from error
+
+
+def final_rows(final: Any, entries: Mapping[str, Entry], rows: np.ndarray) -> dict[str, np.ndarray]:
+    """The entries of `infos["final_obs"]` at `rows`, each `[len(rows), ...]`.
+
+    Gymnasium gives an object array with one observation a done row; array environments give one batch, which may be a
+    dict or tuple of arrays.
+    """
+    return {name: np.stack([_pick(final, entry.path, row) for row in rows]) for name, entry in entries.items()}
+
+
+def _pick(final: Any, path: tuple[Any, ...], row: int) -> np.ndarray:
+    taken = False
+    for key in path:
+        if not taken and isinstance(final, (np.ndarray, list)):  # observations of rows, not yet entries
+            final, taken = final[row], True
+        final = final[key]
+    return np.asarray(final if taken else final[row])
+
+
+def blame(env: VectorEnv) -> str | None:
+    """Which environment's observation does not fit its space, after an exception in a `SyncVectorEnv`, if any."""
+    if not isinstance(env, SyncVectorEnv):
+        return None
+    for row, obs in enumerate(getattr(env, "_env_obs", ())):
+        if obs is None:  # not reset yet
+            continue
+        for name, entry in flatten_space(env.single_observation_space).items():
+            try:
+                x = obs
+                for key in entry.path:
+                    x = x[key]
+            except (KeyError, IndexError, TypeError):
+                return f"environment {row} gave an observation without {name!r}; it must be as its observation space"
+            x, shape, dtype = np.asarray(x), tuple(entry.space.shape or ()), np.dtype(entry.space.dtype)
+            if x.shape != shape or not np.can_cast(x.dtype, dtype, "same_kind"):
+                return f"environment {row} gave observation {name!r} as {x.dtype} {x.shape}; it must be {dtype} {shape}"
+    return None
