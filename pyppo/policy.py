@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -14,6 +15,15 @@ from torch import Tensor, nn
 
 from pyppo import ops
 from pyppo.actions import Distribution, log_prob_entropy, stream_seed
+from pyppo.features import (
+    ACTION_MASK,
+    Prepared,
+    check_leaves,
+    features_of,
+    num_features,
+    space_from_dict,
+    space_to_dict,
+)
 from pyppo.normalize import ObservationNormalizer
 
 Observation = np.ndarray | Mapping[str, np.ndarray]
@@ -82,13 +92,17 @@ class MLPPolicy(nn.Module):
     observation statistics belong to the policy, so `act` takes raw observations; it never changes them.
 
     Attributes:
+        obs_space, obs_shapes: every observation entry, an action mask included; leaves: those that are features.
+        num_features: F, the width of the networks' input.
+        masked: whether there is an observation "action_mask".
         trunk: the shared hidden layers, each with its activation; empty where nothing is shared.
         actor, critic: from the trunk's output (the features, where it is empty) to the distribution's parameters
             [B, A] and the value [B, 1].
         log_std: parameter [D] (normal only).
 
     Args:
-        obs_space: the observation entries, one named "obs" for plain arrays; shapes and dtypes are what matters.
+        obs_space: the observation entries, one named "obs" for plain arrays: Box, Discrete, MultiDiscrete or
+            MultiBinary. The one named "action_mask", MultiBinary(A), forbids actions and is no feature.
         distribution: the action distribution.
         hidden_sizes: widths of the hidden layers, of either network or of the trunk.
         shared_trunk: whether actor and critic share the hidden layers.
@@ -117,50 +131,62 @@ class MLPPolicy(nn.Module):
         super().__init__()
         if activation not in _ACTIVATIONS:
             raise ValueError(f"activation is {activation!r}; it must be one of {', '.join(_ACTIVATIONS)}")
-        self.obs_shapes = {key: _shape(space) for key, space in obs_space.items()}
-        if not self.obs_shapes:
-            raise ValueError("obs_space is empty; it must have at least one entry")
+        check_leaves(obs_space, distribution.num_params)
+        self.obs_space = obs_space
+        self.obs_shapes = {key: tuple(space.shape or ()) for key, space in obs_space.items()}
+        self.leaves = {key: space for key, space in obs_space.items() if key != ACTION_MASK}
+        self.num_features = sum(num_features(space) for space in self.leaves.values())
+        self.masked = ACTION_MASK in obs_space.spaces
         self.distribution = distribution
         self.normalizer = ObservationNormalizer(obs_space, clip_obs) if norm_obs else None
         self.metadata: dict[str, Any] = dict(metadata or {})
         self._settings = {
-            "obs_dtypes": {key: str(space.dtype) for key, space in obs_space.items()},
             "hidden_sizes": list(hidden_sizes), "shared_trunk": shared_trunk, "activation": activation,
             "norm_obs": norm_obs, "clip_obs": clip_obs,
         }  # fmt: skip
         self._noise = (stream_seed(seed, "policy.act"), 0)
         generator = torch.Generator().manual_seed(seed)
-        num_features = sum(math.prod(shape) for shape in self.obs_shapes.values())
         shared, own = (hidden_sizes, ()) if shared_trunk else ((), hidden_sizes)
-        self.trunk = nn.Sequential(*_hidden(num_features, shared, activation, generator))
-        width = shared[-1] if shared else num_features
+        self.trunk = nn.Sequential(*_hidden(self.num_features, shared, activation, generator))
+        width = shared[-1] if shared else self.num_features
         self.actor = _mlp(width, own, distribution.num_params, activation, 0.01, generator)
         self.critic = _mlp(width, own, 1, activation, 1.0, generator)
         if distribution.kind == "normal":
             self.log_std = nn.Parameter(torch.full((distribution.num_params,), float(log_std_init)))
 
-    def prepare(self, obs: Mapping[str, Tensor]) -> Tensor:
-        """Features [B, F] of the networks: normalised, uint8 scaled to [0, 1], flattened, joined in key order."""
+    def prepare(self, obs: Mapping[str, Tensor]) -> Tensor | Prepared:
+        """What the networks see: features [B, F] of every leaf in order, `{"features": [B, F], "action_mask": [B, A]}`
+        where there is a mask. Float leaves are normalised, uint8 scaled to [0, 1], integers of a finite set one-hot.
+        """
         dtype = next(self.critic.parameters()).dtype
         seen = self.normalizer(dict(obs)) if self.normalizer is not None else obs
-        parts = []
-        for key in self.obs_shapes:
-            part = seen[key].flatten(1) if seen[key].dim() > 1 else seen[key].unsqueeze(1)
-            parts.append(part.to(dtype) / 255.0 if obs[key].dtype == torch.uint8 else part.to(dtype))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        parts = [features_of(space, seen[key], dtype) for key, space in self.leaves.items()]
+        features = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return Prepared(features=features, action_mask=obs[ACTION_MASK].bool()) if self.masked else features
 
     def heads(self, obs: Mapping[str, Tensor] | Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Distribution parameters and value [B] of raw observations (a dict) or of `prepare`'s features (a tensor)."""
-        features = obs if isinstance(obs, Tensor) else self.prepare(obs)
+        """Distribution parameters, the action mask among them where there is one, and value [B].
+
+        Args:
+            obs: raw observations, or what `prepare` made of them.
+        """
+        features, params = self._split(obs)
         hidden = self.trunk(features)
         output, value = self.actor(hidden), self.critic(hidden).squeeze(1)
         if self.distribution.kind == "normal":
-            return {"mean": output, "log_std": self.log_std}, value
-        return {"logits": output}, value
+            return {"mean": output, "log_std": self.log_std, **params}, value
+        return {"logits": output, **params}, value
 
     def value(self, obs: Mapping[str, Tensor] | Tensor) -> Tensor:
         """The critic's value [B]; observations as in `heads`."""
-        return self.critic(self.trunk(obs if isinstance(obs, Tensor) else self.prepare(obs))).squeeze(1)
+        return self.critic(self.trunk(self._split(obs)[0])).squeeze(1)
+
+    def _split(self, obs: Mapping[str, Tensor] | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Features [B, F], and the mask among the distribution's parameters where there is one."""
+        prepared = obs if isinstance(obs, (Tensor, Prepared)) else self.prepare(obs)
+        if isinstance(prepared, Tensor):
+            return prepared, {}
+        return prepared["features"], {ACTION_MASK: prepared[ACTION_MASK]}
 
     def evaluate(
         self, obs: Mapping[str, Tensor] | Tensor, actions: Tensor, state: Any = None
@@ -199,10 +225,9 @@ class MLPPolicy(nn.Module):
 
     def to_dict(self) -> dict[str, Any]:
         """What `from_dict` needs to build the module again (the weights are saved apart). JSON-able."""
-        shapes = {key: list(shape) for key, shape in self.obs_shapes.items()}
         return {
-            "obs_shapes": shapes, "distribution": self.distribution.to_dict(), "metadata": self.metadata,
-            **self._settings,
+            "obs_space": {key: space_to_dict(space) for key, space in self.obs_space.items()},
+            "distribution": self.distribution.to_dict(), "metadata": self.metadata, **self._settings,
         }  # fmt: skip
 
     @classmethod
@@ -210,10 +235,7 @@ class MLPPolicy(nn.Module):
         """The module that `to_dict` described, with fresh weights."""
         settings = {name: spec[name] for name in ("hidden_sizes", "activation", "norm_obs", "clip_obs", "metadata")}
         settings["shared_trunk"] = spec.get("shared_trunk", False)  # recipes did not always have it
-        boxes: dict[str, spaces.Space] = {
-            key: _unbounded(shape, spec["obs_dtypes"][key]) for key, shape in spec["obs_shapes"].items()
-        }
-        return cls(spaces.Dict(boxes), Distribution.from_dict(spec["distribution"]), **settings)
+        return cls(_obs_space(spec), Distribution.from_dict(spec["distribution"]), **settings)
 
     def _batch(self, obs: Observation) -> tuple[dict[str, np.ndarray], bool]:
         given = dict(obs) if isinstance(obs, Mapping) else {"obs": np.asarray(obs)}
@@ -228,17 +250,14 @@ class MLPPolicy(nn.Module):
         return (arrays if batched else {key: a[None] for key, a in arrays.items()}), batched
 
 
-def _shape(space: spaces.Space) -> tuple[int, ...]:
-    if space.shape is None:
-        raise TypeError(f"obs_space has an entry {space}; each must be an array of fixed shape")
-    return tuple(space.shape)
-
-
-def _unbounded(shape: Sequence[int], dtype: str) -> spaces.Box:
-    """A box of which only shape and dtype mean anything."""
-    if np.issubdtype(dtype, np.floating):
-        return spaces.Box(-np.inf, np.inf, tuple(shape), np.dtype(dtype).type)
-    return spaces.Box(np.iinfo(dtype).min, np.iinfo(dtype).max, tuple(shape), np.dtype(dtype).type)
+def _obs_space(spec: Mapping[str, Any]) -> spaces.Dict:
+    """The observation space of a recipe; early ones have shapes and dtypes of Boxes."""
+    leaves = spec.get("obs_space") or {
+        key: {"type": "Box", "shape": shape, "dtype": spec["obs_dtypes"][key]}
+        for key, shape in spec["obs_shapes"].items()
+    }
+    # Ordered, since a Dict of a plain dict sorts its keys, and the features are in the order of the keys.
+    return spaces.Dict(OrderedDict((key, space_from_dict(leaf)) for key, leaf in leaves.items()))
 
 
 def _mlp(

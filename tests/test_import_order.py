@@ -17,7 +17,7 @@ PACKAGE = ROOT / "pyppo"
 # A module may import from the layers above its own, and from no sibling but those in SIBLINGS.
 LAYERS = [
     {"autograd", "config", "library", "ops", "reference", "results"},
-    {"actions", "envpool_envs", "envs", "normalize", "policy", "rollout", "report"},
+    {"actions", "envpool_envs", "envs", "features", "normalize", "policy", "rollout", "report"},
     {"engines", "checkpoint", "parts", "stepping"},
     {"evaluation", "plot"},
     {"trainer"},
@@ -26,7 +26,7 @@ LAYERS = [
 SIBLINGS = {
     "envpool_envs": {"envs"},  # EnvPool's environments keep the contract
     "ops": {"autograd", "library", "results"},  # in eager calls; where torch.compile traces; the types of results
-    "policy": {"actions", "normalize"},  # a policy owns its action distribution and its observation statistics
+    "policy": {"actions", "features", "normalize"},  # it owns its action distribution and its observation statistics
 }
 ONLY_IMPORTER = {
     "_C": {"autograd", "library", "ops"},

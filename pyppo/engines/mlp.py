@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -53,6 +52,8 @@ def read_mlp(policy: nn.Module, distribution: Distribution) -> Mlp:
         raise UnfitError("the policy has an auxiliary_loss()")
     if (policy.distribution.kind, policy.distribution.nvec) != (distribution.kind, distribution.nvec):
         raise UnfitError(f"the policy's distribution is {policy.distribution.kind}, not {distribution.kind}")
+    if policy.masked:
+        raise UnfitError("the observations have an action mask")
     activations: dict[str, str] = {}
     trunk, actor, critic = (_read_part(policy, name, activations) for name in ("trunk", "actor", "critic"))
     if len(set(activations.values())) > 1:
@@ -111,7 +112,7 @@ def _check_plain(module: nn.Module, place: str) -> None:
 def _check_widths(
     policy: MLPPolicy, trunk: tuple[nn.Linear, ...], head: tuple[nn.Linear, ...], outputs: int, name: str
 ) -> None:
-    width = sum(math.prod(shape) for shape in policy.obs_shapes.values())
+    width = policy.num_features
     for layer in trunk + head:
         outs, ins = layer.weight.shape
         if ins != width:

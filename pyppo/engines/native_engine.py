@@ -231,7 +231,7 @@ class _Inputs:
         self.mean: Tensor | None = None
         self.scale: Tensor | None = None
         self.clip: float | None = None
-        rows, features = (rollout.num_steps + 1, rollout.num_envs), sum(map(math.prod, policy.obs_shapes.values()))
+        rows, features = (rollout.num_steps + 1, rollout.num_envs), policy.num_features
         if self._entry is None:
             self.obs = torch.zeros(*rows, features)
             return
@@ -270,7 +270,7 @@ class _Inputs:
 
 def _only_entry(policy: MLPPolicy, rollout: Rollout) -> str | None:
     """The observation entry that is all the policy sees, if it is of floats and what it does with it is known."""
-    names = list(policy.obs_shapes)
+    names = list(policy.leaves)
     if len(names) > 1 or rollout.obs[names[0]].dtype != torch.float32:
         return None
     return names[0] if policy.normalizer is None or type(policy.normalizer) is ObservationNormalizer else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from pyppo.config import Config
 from pyppo.engines import Schedule, as_tensors, valid_indices
 from pyppo.engines.objective import APPROX_KL, STATS, dist_shapes, kl_limit, loss_settings, mean_metrics
 from pyppo.engines.optimizer import OptimizerState
+from pyppo.features import Prepared
 from pyppo.policy import Minibatch
 from pyppo.rollout import Rollout
 
@@ -40,8 +41,16 @@ class _Batch(NamedTuple):
 
     def _map(self, rows: Any) -> _Batch:
         obs = self.data.obs
-        chosen = {key: rows(x) for key, x in obs.items()} if isinstance(obs, Mapping) else rows(obs)
+        chosen = rows_of(obs, rows)
         return _Batch(Minibatch(chosen, *map(rows, self.data[1:])), {key: rows(x) for key, x in self.old.items()})
+
+
+def rows_of(obs: Any, rows: Callable[[Tensor], Tensor]) -> Any:
+    """What `prepare` gave, a tensor or a dict of tensors, with `rows` taken of each; a `Prepared` stays one."""
+    if not isinstance(obs, Mapping):
+        return rows(obs)
+    chosen = {key: rows(x) for key, x in obs.items()}
+    return Prepared(chosen) if isinstance(obs, Prepared) else chosen
 
 
 class TorchEngine:
