@@ -50,6 +50,19 @@ Bytes run_gae() {
   return out;
 }
 
+LossArgs loss_options() {
+  LossArgs a{};
+  a.dtype = a.network_dtype = DType::f32;
+  a.denominator = NAN;
+  a.objective = Objective::clip;
+  a.clip_low = a.clip_high = 0.2;
+  a.dual_clip = a.value_clip = infinity;
+  a.ent_coef = 0.01;
+  a.vf_coef = 0.5;
+  a.normalize_advantages = true;
+  return a;
+}
+
 Bytes run_loss() {
   const int64_t B = 16384, A = 5, nvec[] = {A};
   const std::vector<float> logits = numbers(B * A, 3), advantages = numbers(B, 4), values = numbers(B, 5),
@@ -58,19 +71,12 @@ Bytes run_loss() {
   for (int64_t i = 0; i < B; ++i) actions[i] = i * 7 % A;
   std::vector<float> d_logits(B * A), d_values(B), stats(num_loss_stats);
   PpoLossArgs a{};
-  a.loss.dtype = a.loss.network_dtype = DType::f32;
+  a.loss = loss_options();
   a.loss.batch = B;
   a.loss.old_logp = old_logp.data();
   a.loss.advantages = advantages.data();
   a.loss.values = values.data();
   a.loss.returns = returns.data();
-  a.loss.denominator = NAN;
-  a.loss.objective = Objective::clip;
-  a.loss.clip_low = a.loss.clip_high = 0.2;
-  a.loss.dual_clip = a.loss.value_clip = infinity;
-  a.loss.ent_coef = 0.01;
-  a.loss.vf_coef = 0.5;
-  a.loss.normalize_advantages = true;
   a.loss.d_values = d_values.data();
   a.loss.stats = stats.data();
   a.dist.kind = Distribution::categorical;
@@ -84,6 +90,40 @@ Bytes run_loss() {
   cpu::ppo_loss(a);
   Bytes out;
   append(out, d_logits);
+  append(out, d_values);
+  append(out, stats);
+  return out;
+}
+
+Bytes run_surrogate_loss() {
+  const int64_t B = 150000;  // more rows than one block of sums, of which a few have no weight
+  const std::vector<float> logp = numbers(B, 15), entropy = numbers(B, 16), advantages = numbers(B, 17),
+                           values = numbers(B, 18), returns = numbers(B, 19), old_values = numbers(B, 20);
+  std::vector<float> old_logp = logp;
+  for (int64_t i = 0; i < B; ++i) old_logp[i] += 0.1f * float(i % 7 - 3);
+  std::vector<uint8_t> counts(B, 1);
+  for (int64_t i = 0; i < B; i += 11) counts[i] = 0;
+  std::vector<float> d_logp(B), d_entropy(B), d_values(B), stats(num_loss_stats);
+  SurrogateLossArgs a{};
+  a.loss = loss_options();
+  a.loss.batch = B;
+  a.loss.old_logp = old_logp.data();
+  a.loss.advantages = advantages.data();
+  a.loss.values = values.data();
+  a.loss.old_values = old_values.data();
+  a.loss.returns = returns.data();
+  a.loss.row_mask = counts.data();
+  a.loss.value_clip = 0.2;
+  a.loss.d_values = d_values.data();
+  a.loss.stats = stats.data();
+  a.logp = logp.data();
+  a.entropy = entropy.data();
+  a.d_logp = d_logp.data();
+  a.d_entropy = d_entropy.data();
+  cpu::surrogate_loss(a);
+  Bytes out;
+  append(out, d_logp);
+  append(out, d_entropy);
   append(out, d_values);
   append(out, stats);
   return out;
@@ -171,30 +211,27 @@ Bytes run_mlp() {
   std::vector<int64_t> steps(N), index(rows);
   for (int64_t i = 0; i < rows; ++i) index[i] = i;
   const Mlp mlp{DType::f32, Activation::tanh, layers.data(), 0, 2, 2, params.data(), mean.data(), scale.data(), 10.0f};
-  const MlpDistribution dist{Distribution::normal, nullptr, A, log_std};
+  const MlpDistribution dist{Distribution::normal, A, nullptr, A, log_std};
   for (int64_t t = 0; t < T; ++t) {
     const int64_t at = t * N;
-    cpu::mlp_act({mlp, dist, N, obs.data() + at * F, 5, 0, steps.data(), actions.data() + at * A, logp.data() + at,
-                  values.data() + at, nullptr, nullptr, ActionType::f64, env_actions.data(), nullptr, low.data(),
-                  high.data(), false});
+    cpu::mlp_act({mlp, dist, N, obs.data() + at * F, nullptr, 5, 0, steps.data(), actions.data() + at * A,
+                  logp.data() + at, values.data() + at, nullptr, nullptr, ActionType::f64, env_actions.data(), nullptr,
+                  low.data(), high.data(), false});
     for (int64_t& step : steps) ++step;
   }
   MlpUpdateArgs u{};
   int64_t step = 0, seen = 0;
   u.mlp = mlp;
   u.dist = dist;
-  u.rollout = {obs.data(),     actions.data(), logp.data(), advantages.data(),
-               returns.data(), values.data(),  nullptr,     nullptr};
+  u.rollout = {obs.data(),     nullptr,       actions.data(), logp.data(), advantages.data(),
+               returns.data(), values.data(), nullptr,        nullptr};
   u.rows = index.data();
   u.num_rows = rows;
   u.seed = 6;
   u.epochs = 3;
   u.num_minibatches = 7;
-  u.loss.denominator = NAN;
-  u.loss.clip_low = u.loss.clip_high = u.loss.value_clip = 0.2;
-  u.loss.dual_clip = infinity;
-  u.loss.vf_coef = 0.5;
-  u.loss.normalize_advantages = true;
+  u.loss = loss_options();
+  u.loss.value_clip = 0.2;
   u.grads = grads.data();
   u.adam.dtype = DType::f32;
   u.adam.size = size;
@@ -238,6 +275,7 @@ int check(const Kernel& kernel, const char* where) {
 int main() {
   std::vector<Kernel> kernels = {{"gae", run_gae, {}},
                                  {"loss", run_loss, {}},
+                                 {"surrogate loss", run_surrogate_loss, {}},
                                  {"sample", run_sample, {}},
                                  {"adam", run_adam_and_permutation, {}},
                                  {"mlp", run_mlp, {}}};

@@ -27,7 +27,6 @@ class Layers {
   // The layer whose output is layer l's input; -1: the features.
   int64_t source(int64_t l) const { return l == actor() || l == critic() ? mlp_.num_trunk - 1 : l - 1; }
   int64_t features() const { return mlp_.layers[0].inputs; }
-  int64_t num_actions() const { return mlp_.layers[actor_head()].outputs; }
 
   int64_t widest() const {
     int64_t most = features();
@@ -268,7 +267,7 @@ class ForwardBlock {
     block_.forward(0, mlp_.num_trunk);
   }
 
-  // The actor's outputs [A][L], and the critic's [L].
+  // The actor's outputs [outputs][L], and the critic's [L].
   const T* actor() {
     block_.forward(layers_.actor(), layers_.critic());
     return block_.output(layers_.actor_head());

@@ -52,8 +52,8 @@ def read_mlp(policy: nn.Module, distribution: Distribution) -> Mlp:
         raise UnfitError("the policy has an auxiliary_loss()")
     if (policy.distribution.kind, policy.distribution.nvec) != (distribution.kind, distribution.nvec):
         raise UnfitError(f"the policy's distribution is {policy.distribution.kind}, not {distribution.kind}")
-    if policy.masked:
-        raise UnfitError("the observations have an action mask")
+    if policy.masked and distribution.kind == "normal":
+        raise UnfitError("the observations have an action mask, and a normal distribution has no actions to forbid")
     activations: dict[str, str] = {}
     trunk, actor, critic = (_read_part(policy, name, activations) for name in ("trunk", "actor", "critic"))
     if len(set(activations.values())) > 1:
