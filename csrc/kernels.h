@@ -179,13 +179,14 @@ struct Mlp {
 };
 
 // The distribution of the actor's outputs: logits [A] or, normal, means [A]. Where a normal's log_std is no parameter,
-// a log_std [A] of each row's own follows the means.
+// A outputs x more follow the means, and log_std is limit * tanh(x / limit).
 struct MlpDistribution {
   Distribution kind;
   int64_t width;        // A
   const int64_t* nvec;  // host pointer, [num_parts]; categorical only
   int64_t num_parts;    // categorical: K; else A
   int64_t log_std;      // normal: offset of log_std [A] in the parameters; -1: the actor's second half
+  double log_std_limit;
 };
 
 struct MlpValueArgs {

@@ -137,7 +137,9 @@ class MlpEngine:
             in this order; all are activated but the last of actor and of critic.
         num_trunk, num_actor, num_critic: how many of the layers each has; the trunk may have none.
         activation: "tanh", "relu", "elu" or "silu".
-        log_std_offset: of log_std [D] in params (normal); None: the actor has 2 D outputs, means and then log_stds.
+        log_std_offset: of log_std [D] in params (normal). None: the actor has 2 D outputs, means and then x, and
+            log_std is log_std_limit * tanh(x / log_std_limit) of each row.
+        log_std_limit: greater than 0; None if there is no such log_std.
         distribution: "categorical", "multi_categorical" (with nvec), "bernoulli" or "normal".
         obs: float32 [T+1, N, F].
         action_mask: bool or (u)int8 [T+1, N, A], which actions are allowed; None: all. None with a normal distribution.
@@ -168,6 +170,7 @@ class MlpEngine:
         num_critic: int,
         activation: str,
         log_std_offset: int | None,
+        log_std_limit: float | None,
         distribution: str,
         nvec: Sequence[int] | None,
         obs: Tensor,

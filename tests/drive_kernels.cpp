@@ -211,7 +211,7 @@ Bytes run_mlp() {
   std::vector<int64_t> steps(N), index(rows);
   for (int64_t i = 0; i < rows; ++i) index[i] = i;
   const Mlp mlp{DType::f32, Activation::tanh, layers.data(), 0, 2, 2, params.data(), mean.data(), scale.data(), 10.0f};
-  const MlpDistribution dist{Distribution::normal, A, nullptr, A, log_std};
+  const MlpDistribution dist{Distribution::normal, A, nullptr, A, log_std, 0.0};
   for (int64_t t = 0; t < T; ++t) {
     const int64_t at = t * N;
     cpu::mlp_act({mlp, dist, N, obs.data() + at * F, nullptr, 5, 0, steps.data(), actions.data() + at * A,

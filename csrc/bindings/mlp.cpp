@@ -228,7 +228,7 @@ class MlpEngine {
                                                : Distribution::categorical;
     const int64_t outputs = layers_[size_t(mlp_.num_trunk + mlp_.num_actor - 1)].outputs;
     dist_.width = outputs;
-    if (is_normal()) read_log_std(given["log_std_offset"]);
+    if (is_normal()) read_log_std(given["log_std_offset"], given["log_std_limit"]);
     if (family == Family::multi_categorical)
       nvec_ = read_nvec(given["nvec"]);
     else if (family == Family::categorical)
@@ -241,8 +241,11 @@ class MlpEngine {
     dist_.num_parts = nvec_.empty() ? num_params() : int64_t(nvec_.size());
   }
 
-  void read_log_std(py::handle offset) {
+  void read_log_std(py::handle offset, py::handle limit) {
     if (offset.is_none()) {
+      dist_.log_std_limit = number_of(limit, "log_std_limit");
+      require_number(dist_.log_std_limit > 0 && std::isfinite(dist_.log_std_limit), "log_std_limit",
+                     dist_.log_std_limit, "finite and greater than 0");
       if (dist_.width % 2 != 0)
         detail::fail("layers", "ends the actor with " + std::to_string(dist_.width) + " outputs",
                      "have as many log standard deviations as means where log_std_offset is None");

@@ -99,6 +99,19 @@ inline void differentiate(Activation kind, T* __restrict y, const T* __restrict 
   }
 }
 
+// Outputs of the actor become log standard deviations.
+template <int L, class T>
+inline void bound_log_stds(T* __restrict x, int64_t width, int vectors, T limit) {
+  for_tile<L, T>(width, vectors, [=](int64_t i) { x[i] = math::bounded_log_std(x[i], limit); });
+}
+
+// And back: `log_std` becomes the gradient of what it was, `d` being its own.
+template <int L, class T>
+inline void differentiate_log_stds(T* __restrict log_std, const T* __restrict d, int64_t width, int vectors, T limit) {
+  for_tile<L, T>(width, vectors,
+                 [=](int64_t i) { log_std[i] = d[i] * math::bounded_log_std_derivative(log_std[i], limit); });
+}
+
 // Features of one row, as pyppo.normalize computes them: in float32, whatever the arithmetic's type.
 template <class T>
 inline void read_features(const Mlp& mlp, const float* __restrict obs, T* __restrict features, int64_t width) {
@@ -268,7 +281,7 @@ class ForwardBlock {
   }
 
   // The actor's outputs [outputs][L], and the critic's [L].
-  const T* actor() {
+  T* actor() {
     block_.forward(layers_.actor(), layers_.critic());
     return block_.output(layers_.actor_head());
   }
@@ -276,6 +289,7 @@ class ForwardBlock {
     block_.forward(layers_.critic(), layers_.count());
     return block_.output(layers_.critic_head());
   }
+  int vectors() const { return tiles_.vectors; }
 
  private:
   const Mlp& mlp_;

@@ -91,9 +91,12 @@ RowErrors act_block(const MlpActArgs& a, int64_t first, int64_t count) {
   Scratch<T> memory(size_t((own_log_std ? 3 : 2) * width + 2) * L);
   T *params = memory.get(), *drawn = params + width * L, *logp = drawn + width * L, *entropy = logp + L,
     *log_stds = entropy + L;
-  const T* outputs = block.actor();
+  T* outputs = block.actor();
   store_tile<L>(params, outputs, int(count), width);
-  if (own_log_std) store_tile<L>(log_stds, outputs + width * L, int(count), width);
+  if (own_log_std) {
+    bound_log_stds<L>(outputs + width * L, width, block.vectors(), T(a.dist.log_std_limit));
+    store_tile<L>(log_stds, outputs + width * L, int(count), width);
+  }
   const T* log_std = own_log_std ? log_stds : static_cast<const T*>(a.mlp.params) + a.dist.log_std;
   SampleArgs s{};
   s.batch = count;

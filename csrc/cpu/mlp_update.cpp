@@ -221,7 +221,10 @@ class Minibatches {
     T *outputs = network.output(actor), *own_log_stds = outputs + num_params_ * L;
     const int64_t at = first * num_params_;
     store_tile<L>(params() + at, outputs, count, num_params_);
-    if (own_log_std_) store_tile<L>(log_stds() + at, own_log_stds, count, num_params_);
+    if (own_log_std_) {
+      bound_log_stds<L>(own_log_stds, num_params_, tiles.vectors, T(a_.dist.log_std_limit));
+      store_tile<L>(log_stds() + at, own_log_stds, count, num_params_);
+    }
     store_tile<L>(values() + first, network.output(critic), count, 1);
     const RowErrors errors = loss_block<Tile, T, L>(loss_, moments, first, end, sums_.get() + b * num_sums,
                                                     shared_log_std_ ? log_std_sums_.get() + b * num_params_ : nullptr);
@@ -230,9 +233,12 @@ class Minibatches {
     for (int64_t l = 0; l < layers_.count(); ++l)
       if (!layers_.is_head(l)) store_panels(hidden_rows(l), first, count, network.output(l), layers_[l].outputs);
     load_tile<L>(outputs, d_params() + at, count, num_params_);
-    if (own_log_std_) load_tile<L>(own_log_stds, d_log_stds() + at, count, num_params_);
     load_tile<L>(network.output(critic), d_values() + first, count, 1);
     const Scratch<T> scratch(size_t(2 * layers_.widest() * L));
+    if (own_log_std_) {
+      load_tile<L>(scratch.get(), d_log_stds() + at, count, num_params_);
+      differentiate_log_stds<L>(own_log_stds, scratch.get(), num_params_, tiles.vectors, T(a_.dist.log_std_limit));
+    }
     network.backward(scratch.get());
     return errors;
   }

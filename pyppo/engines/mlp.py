@@ -28,6 +28,8 @@ class Mlp(NamedTuple):
     critic: tuple[nn.Linear, ...]
     activation: str
     """"tanh", "relu", "elu" or "silu"; one for all layers."""
+    log_std_limit: float | None
+    """L, where the actor puts out means and then x, and log-std is L tanh(x / L) of each state."""
     log_std: nn.Parameter | None
     """[D], the deviation that all states share (normal only)."""
 
@@ -62,7 +64,7 @@ def read_mlp(policy: nn.Module, distribution: Distribution) -> Mlp:
     _check_widths(policy, trunk, actor, distribution.num_params, "actor")
     _check_widths(policy, trunk, critic, 1, "critic")
     log_std = policy.log_std if distribution.kind == "normal" else None
-    mlp = Mlp(trunk, actor, critic, next(iter(activations.values()), "tanh"), log_std)
+    mlp = Mlp(trunk, actor, critic, next(iter(activations.values()), "tanh"), None, log_std)
     _check_parameters(mlp, policy, distribution)
     return mlp
 

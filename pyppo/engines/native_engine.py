@@ -198,6 +198,7 @@ class NativeEngine:
             "num_critic": len(mlp.critic),
             "activation": mlp.activation,
             "log_std_offset": None if mlp.log_std is None else offsets[id(mlp.log_std)],
+            "log_std_limit": mlp.log_std_limit,
         }
 
     # --- state -------------------------------------------------------------------------------------------------------
