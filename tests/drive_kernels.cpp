@@ -181,9 +181,10 @@ Bytes run_adam_and_permutation() {
   return out;
 }
 
-// A small policy: acts for a rollout, then updates on it.
-Bytes run_mlp() {
-  const int64_t T = 32, N = 24, rows = T * N, F = 11, H = 40, A = 3;
+// A small policy: acts for a rollout, then updates on it. Either a normal, or one of A actions of which a mask forbids
+// some.
+Bytes run_mlp(bool masked) {
+  const int64_t T = 32, N = 24, rows = T * N, F = 11, H = 40, A = 3, K = masked ? 1 : A;
   std::vector<DenseLayer> layers;
   int64_t size = 0;
   const auto offset = [&](int64_t count) {
@@ -205,26 +206,50 @@ Bytes run_mlp() {
   for (float& p : params) p *= 0.3f;
   const std::vector<float> obs = numbers((rows + N) * F, 10), advantages = numbers(rows, 11),
                            returns = numbers(rows, 12), mean(F), scale(F, 1.0f);
-  std::vector<float> actions(rows * A), logp(rows), values(rows + N);
-  std::vector<double> env_actions(N * A);
+  std::vector<float> drawn(rows * A), logp(rows), values(rows + N);
+  std::vector<int64_t> chosen(rows);
+  std::vector<uint8_t> mask((rows + N) * A, 1);
+  for (size_t i = 0; i < mask.size(); i += 4) mask[i] = 0;
+  std::vector<double> env_actions(N * K);
   const std::vector<double> low(A, -1.0), high(A, 1.0);
   std::vector<int64_t> steps(N), index(rows);
   for (int64_t i = 0; i < rows; ++i) index[i] = i;
   const Mlp mlp{DType::f32, Activation::tanh, layers.data(), 0, 2, 2, params.data(), mean.data(), scale.data(), 10.0f};
-  const MlpDistribution dist{Distribution::normal, A, nullptr, A, log_std, 0.0};
+  const int64_t nvec[] = {A};
+  const MlpDistribution dist = masked ? MlpDistribution{Distribution::categorical, A, nvec, 1, 0, 0.0}
+                                      : MlpDistribution{Distribution::normal, A, nullptr, A, log_std, 0.0};
+  const uint8_t* allowed = masked ? mask.data() : nullptr;
   for (int64_t t = 0; t < T; ++t) {
     const int64_t at = t * N;
-    cpu::mlp_act({mlp, dist, N, obs.data() + at * F, nullptr, 5, 0, steps.data(), actions.data() + at * A,
-                  logp.data() + at, values.data() + at, nullptr, nullptr, ActionType::f64, env_actions.data(), nullptr,
-                  low.data(), high.data(), false});
+    MlpActArgs a{};
+    a.mlp = mlp;
+    a.dist = dist;
+    a.rows = N;
+    a.obs = obs.data() + at * F;
+    a.action_mask = masked ? allowed + at * A : nullptr;
+    a.seed = 5;
+    a.steps = steps.data();
+    a.actions = masked ? static_cast<void*>(chosen.data() + at) : drawn.data() + at * A;
+    a.logp = logp.data() + at;
+    a.values = values.data() + at;
+    a.env_type = ActionType::f64;
+    a.env_actions = env_actions.data();
+    a.action_low = low.data();
+    a.action_high = high.data();
+    cpu::mlp_act(a);
     for (int64_t& step : steps) ++step;
   }
   MlpUpdateArgs u{};
   int64_t step = 0, seen = 0;
   u.mlp = mlp;
   u.dist = dist;
-  u.rollout = {obs.data(),     nullptr,       actions.data(), logp.data(), advantages.data(),
-               returns.data(), values.data(), nullptr,        nullptr};
+  u.rollout.obs = obs.data();
+  u.rollout.action_mask = allowed;
+  u.rollout.actions = masked ? static_cast<const void*>(chosen.data()) : drawn.data();
+  u.rollout.logp = logp.data();
+  u.rollout.advantages = advantages.data();
+  u.rollout.returns = returns.data();
+  u.rollout.values = values.data();
   u.rows = index.data();
   u.num_rows = rows;
   u.seed = 6;
@@ -249,11 +274,13 @@ Bytes run_mlp() {
   std::vector<double> stats(size_t(u.epochs * u.num_minibatches * mlp_stats));
   u.stats = stats.data();
   u.seen = &seen;
-  cpu::mlp_update(u);
+  const RowErrors errors = cpu::mlp_update(u);
+  if (errors.action >= 0 || errors.distribution >= 0 || seen == 0) std::abort();
   Bytes out;
   append(out, params);
   append(out, stats);
-  append(out, actions);
+  append(out, drawn);
+  append(out, chosen);
   append(out, env_actions);
   return out;
 }
@@ -278,7 +305,8 @@ int main() {
                                  {"surrogate loss", run_surrogate_loss, {}},
                                  {"sample", run_sample, {}},
                                  {"adam", run_adam_and_permutation, {}},
-                                 {"mlp", run_mlp, {}}};
+                                 {"mlp", [] { return run_mlp(false); }, {}},
+                                 {"masked mlp", [] { return run_mlp(true); }, {}}};
   cpu::set_num_threads(1);
   for (Kernel& kernel : kernels) kernel.wanted = kernel.run();
   std::atomic<int> wrong{0};

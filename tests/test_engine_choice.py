@@ -8,7 +8,7 @@ import numpy as np
 import probes
 import pytest
 import torch
-from engine_cases import SPACES, box_obs, settings
+from engine_cases import SPACES, box_obs, masked_obs, settings
 from gymnasium import spaces
 from torch import nn
 
@@ -93,7 +93,8 @@ UNFIT = {
     "evaluate": (lambda: policy_for(cls=OwnEvaluate), "has a evaluate() of its own"),
     "value of one policy": (changed(replace_value), "has a value() of its own"),
     "auxiliary loss": (lambda: policy_for(cls=Auxiliary), "the policy has an auxiliary_loss()"),
-    "another family": (lambda: policy_for(SPACES["box"]), "distribution is normal, not categorical"),
+    "another family": (lambda: policy_for(SPACES["box"]), "distribution is normal, not categorical of 4"),
+    "other choices": (lambda: policy_for(spaces.Discrete(5)), "distribution is categorical of 5, not categorical of 4"),
     "GELU": (set_layer("actor", 1, nn.GELU()), "policy.actor[1] is a GELU, not a Tanh, ReLU, ELU or SiLU"),
     "ELU of another alpha": (set_layer("critic", 3, nn.ELU(0.5)), "policy.critic[3] is an ELU of alpha 0.5, not 1"),
     "two activations": (set_layer("critic", 1, nn.ReLU()), "policy.actor[1] is tanh and policy.critic[1] is relu"),
@@ -151,6 +152,12 @@ def test_native_wants_one_deviation_for_all_states():
     assert reason == "policy.log_std is not a parameter of shape [2]"
 
 
+def test_native_wants_no_mask_of_a_normal_distribution():
+    distribution = Distribution.from_space(SPACES["box"])
+    reason = why_not(MLPPolicy(masked_obs(SPACES["box"]), distribution), CPU, distribution)
+    assert reason == "the observations have an action mask, and a normal distribution has no actions to forbid"
+
+
 def test_native_wants_the_cpu_and_a_dtype_that_it_can_write():
     policy = policy_for(SPACES["box"])
     assert why_not(policy, torch.device("cuda", 0), policy.distribution) == "the device is cuda:0, not the CPU"
@@ -164,6 +171,7 @@ FIT = {
     "trunk": lambda: policy_for(shared_trunk=True),
     "linear": lambda: policy_for(hidden_sizes=()),
     "normalised": lambda: policy_for(norm_obs=True),
+    "masked": lambda: MLPPolicy(masked_obs(SPACES["discrete"]), Distribution.from_space(SPACES["discrete"])),
     "a class that changes nothing of the networks": lambda: policy_for(cls=OnlyANameOfItsOwn),
     "an actor of another depth": changed(
         lambda policy: setattr(policy, "actor", nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4)))

@@ -53,7 +53,7 @@ def read_mlp(policy: nn.Module, distribution: Distribution) -> Mlp:
     if getattr(policy, "auxiliary_loss", None) is not None:
         raise UnfitError("the policy has an auxiliary_loss()")
     if (policy.distribution.kind, policy.distribution.nvec) != (distribution.kind, distribution.nvec):
-        raise UnfitError(f"the policy's distribution is {policy.distribution.kind}, not {distribution.kind}")
+        raise UnfitError(f"the policy's distribution is {_named(policy.distribution)}, not {_named(distribution)}")
     if policy.masked and distribution.kind == "normal":
         raise UnfitError("the observations have an action mask, and a normal distribution has no actions to forbid")
     activations: dict[str, str] = {}
@@ -67,6 +67,11 @@ def read_mlp(policy: nn.Module, distribution: Distribution) -> Mlp:
     mlp = Mlp(trunk, actor, critic, next(iter(activations.values()), "tanh"), None, log_std)
     _check_parameters(mlp, policy, distribution)
     return mlp
+
+
+def _named(distribution: Distribution) -> str:
+    nvec = "" if distribution.nvec is None else f" of {', '.join(map(str, distribution.nvec))}"
+    return f"{distribution.kind}{nvec}"
 
 
 def _read_part(policy: MLPPolicy, name: str, activations: dict[str, str]) -> tuple[nn.Linear, ...]:
