@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from pyppo.actions import Distribution
-from pyppo.policy import MLPPolicy
+from pyppo.policy import ActorCriticPolicy
 
 _ACTIVATIONS: dict[type[nn.Module], str] = {nn.Tanh: "tanh", nn.ReLU: "relu", nn.ELU: "elu", nn.SiLU: "silu"}
-_METHODS = ("heads", "prepare", "value", "evaluate")  # an MLPPolicy's forward pass, which must be its own
+_METHODS = ("heads", "prepare", "value", "evaluate")  # a built-in policy's forward pass, which must be its own
 _CHANGES = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "forward")
 _DTYPES = (torch.float32, torch.float64)
 
@@ -43,15 +43,21 @@ def read_mlp(policy: nn.Module, distribution: Distribution) -> Mlp:
     Raises:
         UnfitError: it is no MLPPolicy that computes what its layers say, or a layer or parameter is of another kind.
     """
-    if not isinstance(policy, MLPPolicy):
+    if getattr(policy, "state_shape", None) is not None:
+        raise UnfitError("the policy is recurrent")
+    if isinstance(policy, ActorCriticPolicy) and policy.encoder is not None:
+        raise UnfitError(f"the policy's network is {policy.network}, not an mlp")
+    if not isinstance(policy, ActorCriticPolicy):
         raise UnfitError(f"the policy is a {type(policy).__name__}, not an MLPPolicy")
     for name in _METHODS:
-        if getattr(type(policy), name) is not getattr(MLPPolicy, name) or name in vars(policy):
+        if getattr(type(policy), name) is not getattr(ActorCriticPolicy, name) or name in vars(policy):
             raise UnfitError(f"the policy, a {type(policy).__name__}, has a {name}() of its own")
     if getattr(policy, "auxiliary_loss", None) is not None:
         raise UnfitError("the policy has an auxiliary_loss()")
     if (policy.distribution.kind, policy.distribution.nvec) != (distribution.kind, distribution.nvec):
         raise UnfitError(f"the policy's distribution is {policy.distribution.kind}, not {distribution.kind}")
+    if policy.state_dependent_std:
+        raise UnfitError("the log-std depends on the state")
     if policy.masked:
         raise UnfitError("the observations have an action mask")
     activations: dict[str, str] = {}
@@ -67,7 +73,7 @@ def read_mlp(policy: nn.Module, distribution: Distribution) -> Mlp:
     return mlp
 
 
-def _read_part(policy: MLPPolicy, name: str, activations: dict[str, str]) -> tuple[nn.Linear, ...]:
+def _read_part(policy: ActorCriticPolicy, name: str, activations: dict[str, str]) -> tuple[nn.Linear, ...]:
     """The linear layers of `policy.<name>`; its activations are noted by where they stand."""
     part = getattr(policy, name)
     _check_plain(part, f"policy.{name}")
@@ -110,7 +116,7 @@ def _check_plain(module: nn.Module, place: str) -> None:
 
 
 def _check_widths(
-    policy: MLPPolicy, trunk: tuple[nn.Linear, ...], head: tuple[nn.Linear, ...], outputs: int, name: str
+    policy: ActorCriticPolicy, trunk: tuple[nn.Linear, ...], head: tuple[nn.Linear, ...], outputs: int, name: str
 ) -> None:
     width = policy.num_features
     for layer in trunk + head:
@@ -124,7 +130,7 @@ def _check_widths(
         raise UnfitError(f"policy.{name} has {width} outputs, not {outputs}")
 
 
-def _check_parameters(mlp: Mlp, policy: MLPPolicy, distribution: Distribution) -> None:
+def _check_parameters(mlp: Mlp, policy: ActorCriticPolicy, distribution: Distribution) -> None:
     used: list[Tensor] = [p for layer in mlp.layers for p in (layer.weight, layer.bias)]
     if mlp.log_std is not None:
         if not isinstance(mlp.log_std, nn.Parameter) or mlp.log_std.shape != (distribution.num_params,):

@@ -57,6 +57,7 @@ class NativeEngine:
     """
 
     name = "native"
+    state_shape = None
 
     def __init__(self, policy: nn.Module, config: Config, device: torch.device, distribution: Distribution) -> None:
         if (reason := why_not(policy, device, distribution)) is not None:
