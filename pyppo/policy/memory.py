@@ -38,7 +38,8 @@ class Memory(nn.Module):
             raise ValueError(f"recurrent is {kind!r}; it must be 'gru' or 'lstm'")
         self.kind, self.size = kind, size
         self.state_shape: tuple[int, ...] = (size,) if kind == "gru" else (2, size)
-        self.cells = nn.utils.skip_init(nn.GRU if kind == "gru" else nn.LSTM, inputs, size)
+        cells = nn.GRU if kind == "gru" else nn.LSTM
+        self.cells = cells(inputs, size, device="meta").to_empty(device="cpu")  # draws no numbers
         keeps = 1  # torch's order of gates: reset, update, new; input, forget, cell, output
         for name, p in self.cells.named_parameters():
             gates = p.data.chunk(3 if kind == "gru" else 4)
