@@ -16,8 +16,8 @@ from gymnasium import spaces
 from torch import Tensor
 
 __all__ = [
-    "ACTION_MASK", "IMAGE_SCALE", "Prepared", "check_leaves", "features_of", "num_features", "space_from_dict",
-    "space_to_dict",
+    "ACTION_MASK", "IMAGE_SCALE", "Prepared", "check_leaves", "features_of", "is_image", "num_features",
+    "space_from_dict", "space_to_dict",
 ]  # fmt: skip
 
 ACTION_MASK = "action_mask"
@@ -48,6 +48,11 @@ def check_leaves(obs_space: spaces.Dict, num_params: int) -> None:
         raise ValueError(f"obs_space['{ACTION_MASK}'] has shape {mask.shape}; it must be {(num_params,)}, a flag each")
     if not set(obs_space) - {ACTION_MASK}:
         raise ValueError(f"obs_space has {sorted(obs_space)}; it must have an entry that is not an action mask")
+
+
+def is_image(space: spaces.Space) -> bool:
+    """Whether a leaf is taken for an image: a Box of three dimensions."""
+    return isinstance(space, spaces.Box) and len(space.shape) == 3
 
 
 def num_features(space: spaces.Space) -> int:

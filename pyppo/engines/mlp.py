@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from pyppo.actions import Distribution
-from pyppo.policy import MLPPolicy
+from pyppo.policy import ActorCriticPolicy
+from pyppo.policy.actor_critic import LOG_STD_LIMIT
 
 _ACTIVATIONS: dict[type[nn.Module], str] = {nn.Tanh: "tanh", nn.ReLU: "relu", nn.ELU: "elu", nn.SiLU: "silu"}
-_METHODS = ("heads", "prepare", "value", "evaluate")  # an MLPPolicy's forward pass, which must be its own
+# A built-in policy's forward pass, which must be its own.
+_METHODS = ("heads", "prepare", "value", "evaluate", "_hidden", "_params")
 _CHANGES = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "forward")
 _DTYPES = (torch.float32, torch.float64)
 
@@ -45,10 +47,14 @@ def read_mlp(policy: nn.Module, distribution: Distribution) -> Mlp:
     Raises:
         UnfitError: it is no MLPPolicy that computes what its layers say, or a layer or parameter is of another kind.
     """
-    if not isinstance(policy, MLPPolicy):
+    if getattr(policy, "state_shape", None) is not None:
+        raise UnfitError("the policy is recurrent")
+    if isinstance(policy, ActorCriticPolicy) and policy.encoder is not None:
+        raise UnfitError(f"the policy's network is {policy.network}, not an mlp")
+    if not isinstance(policy, ActorCriticPolicy):
         raise UnfitError(f"the policy is a {type(policy).__name__}, not an MLPPolicy")
     for name in _METHODS:
-        if getattr(type(policy), name) is not getattr(MLPPolicy, name) or name in vars(policy):
+        if getattr(type(policy), name) is not getattr(ActorCriticPolicy, name) or name in vars(policy):
             raise UnfitError(f"the policy, a {type(policy).__name__}, has a {name}() of its own")
     if getattr(policy, "auxiliary_loss", None) is not None:
         raise UnfitError("the policy has an auxiliary_loss()")
@@ -61,10 +67,12 @@ def read_mlp(policy: nn.Module, distribution: Distribution) -> Mlp:
     if len(set(activations.values())) > 1:
         first, other = _two_that_differ(activations)
         raise UnfitError(f"{first} is {activations[first]} and {other} is {activations[other]}, not the same")
-    _check_widths(policy, trunk, actor, distribution.num_params, "actor")
+    outputs = distribution.num_params * (2 if policy.state_dependent_std else 1)
+    _check_widths(policy, trunk, actor, outputs, "actor")
     _check_widths(policy, trunk, critic, 1, "critic")
-    log_std = policy.log_std if distribution.kind == "normal" else None
-    mlp = Mlp(trunk, actor, critic, next(iter(activations.values()), "tanh"), None, log_std)
+    log_std = policy.log_std if distribution.kind == "normal" and not policy.state_dependent_std else None
+    limit = LOG_STD_LIMIT if policy.state_dependent_std else None
+    mlp = Mlp(trunk, actor, critic, next(iter(activations.values()), "tanh"), limit, log_std)
     _check_parameters(mlp, policy, distribution)
     return mlp
 
@@ -74,7 +82,7 @@ def _named(distribution: Distribution) -> str:
     return f"{distribution.kind}{nvec}"
 
 
-def _read_part(policy: MLPPolicy, name: str, activations: dict[str, str]) -> tuple[nn.Linear, ...]:
+def _read_part(policy: ActorCriticPolicy, name: str, activations: dict[str, str]) -> tuple[nn.Linear, ...]:
     """The linear layers of `policy.<name>`; its activations are noted by where they stand."""
     part = getattr(policy, name)
     _check_plain(part, f"policy.{name}")
@@ -117,7 +125,7 @@ def _check_plain(module: nn.Module, place: str) -> None:
 
 
 def _check_widths(
-    policy: MLPPolicy, trunk: tuple[nn.Linear, ...], head: tuple[nn.Linear, ...], outputs: int, name: str
+    policy: ActorCriticPolicy, trunk: tuple[nn.Linear, ...], head: tuple[nn.Linear, ...], outputs: int, name: str
 ) -> None:
     width = policy.num_features
     for layer in trunk + head:
@@ -131,7 +139,7 @@ def _check_widths(
         raise UnfitError(f"policy.{name} has {width} outputs, not {outputs}")
 
 
-def _check_parameters(mlp: Mlp, policy: MLPPolicy, distribution: Distribution) -> None:
+def _check_parameters(mlp: Mlp, policy: ActorCriticPolicy, distribution: Distribution) -> None:
     used: list[Tensor] = [p for layer in mlp.layers for p in (layer.weight, layer.bias)]
     if mlp.log_std is not None:
         if not isinstance(mlp.log_std, nn.Parameter) or mlp.log_std.shape != (distribution.num_params,):

@@ -59,6 +59,7 @@ class NativeEngine:
     """
 
     name = "native"
+    state_shape = None
 
     def __init__(self, policy: nn.Module, config: Config, device: torch.device, distribution: Distribution) -> None:
         if (reason := why_not(policy, device, distribution)) is not None:
@@ -89,7 +90,7 @@ class NativeEngine:
         self._act(t, rows.start, rows.stop - rows.start)
         return self._sent[rows].copy()
 
-    def value(self, obs: Mapping[str, np.ndarray | Tensor]) -> Tensor:
+    def value(self, obs: Mapping[str, np.ndarray | Tensor], state: Tensor | None = None) -> Tensor:
         """Values [n] of observations that are not in the rollout."""
         tensors = as_tensors(obs, self.device)
         if self._rollout is None:  # nothing to bind to before the first rollout
