@@ -106,7 +106,6 @@ RowErrors act_block(const MlpActArgs& a, int64_t first, int64_t count) {
   s.dist.num_parts = parts;
   s.dist.logits = s.dist.mean = params;
   s.dist.log_std = log_std;
-  s.dist.per_sample_log_std = own_log_std;
   s.dist.action_mask = a.action_mask == nullptr ? nullptr : a.action_mask + first * width;
   s.seed = a.seed;
   s.row_offset = a.row_offset + first;
@@ -114,7 +113,11 @@ RowErrors act_block(const MlpActArgs& a, int64_t first, int64_t count) {
   s.actions = normal ? static_cast<void*>(drawn) : static_cast<int64_t*>(a.actions) + first * parts;
   s.logp = logp;
   s.entropy = entropy;
-  RowErrors errors = sample_block<Tile, T, L>(s, 0, count);
+  const auto draw = [&](bool per_sample_log_std) {
+    s.dist.per_sample_log_std = per_sample_log_std;
+    return sample_block<Tile, T, L>(s, 0, count);
+  };
+  RowErrors errors = own_log_std ? draw(true) : draw(false);  // a copy of the draw for each
 
   void* actions = s.actions;
   if (normal) {
