@@ -176,6 +176,18 @@ def test_every_ratio_is_one_at_first(entries):
     assert all(x.any() for x in moved.values())
 
 
+def test_entries_may_have_any_name():
+    names = ("items", "a.b", "training", "agent/pos", "features")
+    entries = dict.fromkeys(names, VECTOR) | {"image:x": MINIGRID, "values": ATARI}
+    policy = policy_for(entries, norm_obs=True)
+    obs = random_obs(policy.obs_space, 4)
+    policy.normalizer.update(obs)
+    assert policy.network == "combined"
+    again = policy_from_recipe({"class": "ActorCriticPolicy", **policy.to_dict()})
+    again.load_state_dict(policy.state_dict())
+    assert torch.equal(again.value(obs), policy.value(policy.prepare(obs)))
+
+
 # --- state-dependent deviation ----------------------------------------------------------------------------------------
 
 BOX = spaces.Box(-1, 1, (2,), np.float32)
