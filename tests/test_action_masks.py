@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from engine_cases import N, T, schedule, settings
+from engine_cases import N, T, allowed, masks_for, schedule, settings
 from gymnasium import spaces
 
 from pyppo import reference
@@ -33,26 +33,6 @@ def policy_for(space, **how):
     with torch.no_grad():
         policy.actor[-1].weight.normal_(generator=torch.Generator().manual_seed(1))
     return policy
-
-
-def masks_for(distribution, rows, seed=0):
-    """Random masks that allow something of every component; bool [rows, A]."""
-    generator = torch.Generator().manual_seed(seed)
-    mask = torch.rand(rows, distribution.num_params, generator=generator) < 0.5
-    if distribution.nvec is not None:
-        for part in mask.split(distribution.nvec, dim=1):
-            part[torch.arange(rows), torch.randint(part.shape[1], (rows,), generator=generator)] = True
-    return mask
-
-
-def allowed(distribution, mask, actions):
-    """Whether the mask allows each action, bool [B]."""
-    actions = actions.reshape(len(actions), -1)
-    if distribution.kind == "bernoulli":
-        return (mask | ~actions.bool()).all(1)
-    parts = mask.split(distribution.nvec, dim=1)
-    columns = actions.long().unbind(1)
-    return torch.stack([part.gather(1, a[:, None])[:, 0] for part, a in zip(parts, columns, strict=True)]).all(0)
 
 
 @FAMILY
