@@ -352,5 +352,7 @@ def dict_space(space: spaces.Space) -> spaces.Dict:
     entries = space.spaces if isinstance(space, spaces.Dict) else {"obs": space}
     for name, entry in entries.items():
         if not isinstance(entry, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
-            raise TypeError(f"observation space {name!r} is {entry}; it must be a Box or a finite space, or a Dict of them")
+            raise TypeError(
+                f"observation space {name!r} is {entry}; it must be a Box or a finite space, or a Dict of them"
+            )
     return space if isinstance(space, spaces.Dict) else spaces.Dict(entries)
