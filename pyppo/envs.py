@@ -351,6 +351,8 @@ def dict_space(space: spaces.Space) -> spaces.Dict:
     """An observation space as `EnvGroup` has it: a plain Box becomes the one entry "obs" of a Dict."""
     entries = space.spaces if isinstance(space, spaces.Dict) else {"obs": space}
     for name, entry in entries.items():
-        if not isinstance(entry, spaces.Box):
-            raise TypeError(f"observation space {name!r} is {entry}; it must be a Box, or a Dict of Boxes")
+        if not isinstance(entry, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
+            raise TypeError(
+                f"observation space {name!r} is {entry}; it must be a Box or a finite space, or a Dict of them"
+            )
     return space if isinstance(space, spaces.Dict) else spaces.Dict(entries)

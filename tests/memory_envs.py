@@ -16,8 +16,8 @@ class TMaze(Probe):
     """A corridor of `length` cells with a junction at its end; only the first observation says which way is right.
 
     Observation: the cue (-1 or 1 at first, then 0) and whether this is the junction. Forward moves in the corridor,
-    turning does at the junction, and ends the episode: 1 for the side of the cue, else 0. Anything else only takes time;
-    after `limit` steps the episode is cut off. Without a memory the mean return is at most 1/2, whatever the policy does.
+    turning does at the junction, and ends the episode: 1 for the side of the cue, else 0. All else takes time
+    (the episode is cut off after `limit` steps). Without a memory the mean return is at most 1/2, whatever one does.
     """
 
     def __init__(self, length: int = 3, num_envs: int = 16, limit: int = 12, **kwargs: Any) -> None:

@@ -176,7 +176,7 @@ class _Probe:
             raise ValueError(f"{what} on {x.device}; it must be on {self.device}")
         right = x.isfinite() | (x == -math.inf) if what.endswith("logits") else x.isfinite()  # -inf forbids an action
         if not bool(right.all()):
-            raise ValueError(f"{what} that is not finite: {float(x[~right][0])}; every number must be finite")
+            raise ValueError(f"{what} that is not finite: {float(x.detach()[~right][0])}; every number must be finite")
 
 
 def _state_shape(shape: Any) -> tuple[int, ...]:
