@@ -156,8 +156,7 @@ struct PermutationArgs {
   int64_t* out;  // [n]
 };
 
-// --- multilayer perceptrons: policies that run wholly on the CPU
-// ------------------------------------------------------
+// --- multilayer perceptrons: policies that run wholly on the CPU -----------------------------------------------------
 
 enum class Activation { tanh, relu, elu, silu };
 
@@ -179,12 +178,15 @@ struct Mlp {
   float obs_clip;  // +inf: off
 };
 
-// The distribution of the actor's outputs.
+// The distribution of the actor's outputs: logits [A] or, normal, means [A]. Where a normal's log_std is no parameter,
+// A outputs x more follow the means, and log_std is limit * tanh(x / limit).
 struct MlpDistribution {
   Distribution kind;
+  int64_t width;        // A
   const int64_t* nvec;  // host pointer, [num_parts]; categorical only
-  int64_t num_parts;    // categorical: K; else the actor's outputs
-  int64_t log_std;      // normal: offset of log_std [D] in the parameters
+  int64_t num_parts;    // categorical: K; else A
+  int64_t log_std;      // normal: offset of log_std [A] in the parameters; -1: the actor's second half
+  double log_std_limit;
 };
 
 struct MlpValueArgs {
@@ -200,14 +202,15 @@ struct MlpActArgs {
   Mlp mlp;
   MlpDistribution dist;
   int64_t rows;
-  const float* obs;  // [rows, F]
+  const float* obs;            // [rows, F]
+  const uint8_t* action_mask;  // [rows, A], nullable; 1 = allowed
   uint64_t seed;
   int64_t row_offset;
   const int64_t* steps;  // [rows]
   void* actions;         // [rows, K]: int64, or float for a normal
   float* logp;           // [rows]
   float* values;         // [rows]
-  float* old_params;     // [rows, A], nullable: where to keep the actor's outputs
+  float* old_params;     // [rows, A], nullable: where to keep logits or means
   float* old_log_std;    // [rows, A], nullable
   ActionType env_type;
   void* env_actions;            // [rows, K]
@@ -219,9 +222,10 @@ struct MlpActArgs {
 
 // A rollout as an update reads it, rows t * N + n.
 struct MlpRollout {
-  const float* obs;     // [rows, F]
-  const void* actions;  // [rows, K]: int64, or float for a normal
-  const float* logp;    // [rows], as all that follow
+  const float* obs;            // [rows, F]
+  const uint8_t* action_mask;  // [rows, A], nullable; 1 = allowed
+  const void* actions;         // [rows, K]: int64, or float for a normal
+  const float* logp;           // [rows], as all that follow
   const float* advantages;
   const float* returns;
   const float* values;

@@ -137,9 +137,12 @@ class MlpEngine:
             in this order; all are activated but the last of actor and of critic.
         num_trunk, num_actor, num_critic: how many of the layers each has; the trunk may have none.
         activation: "tanh", "relu", "elu" or "silu".
-        log_std_offset: of log_std [D] in params; -1 where there is none.
+        log_std_offset: of log_std [D] in params (normal). None: the actor has 2 D outputs, means and then x, and
+            log_std is log_std_limit * tanh(x / log_std_limit) of each row.
+        log_std_limit: greater than 0; None if there is no such log_std.
         distribution: "categorical", "multi_categorical" (with nvec), "bernoulli" or "normal".
         obs: float32 [T+1, N, F].
+        action_mask: bool or (u)int8 [T+1, N, A], which actions are allowed; None: all. None with a normal distribution.
         obs_mean, obs_scale: float32 [F] or both None: networks see clip((obs - mean) * scale), to plus or minus
             obs_clip where that is not None.
         actions: int64 or, normal, float32 [T, N, ...].
@@ -166,10 +169,12 @@ class MlpEngine:
         num_actor: int,
         num_critic: int,
         activation: str,
-        log_std_offset: int,
+        log_std_offset: int | None,
+        log_std_limit: float | None,
         distribution: str,
         nvec: Sequence[int] | None,
         obs: Tensor,
+        action_mask: Tensor | None,
         obs_mean: Tensor | None,
         obs_scale: Tensor | None,
         obs_clip: float | None,
@@ -189,14 +194,15 @@ class MlpEngine:
         noise_seed: int,
         order_seed: int,
     ) -> None: ...
-    # Rows first to first + count of step t; a ValueError names the row that has no distribution to draw from.
+    # Rows first to first + count of step t; a ValueError names the row [0, N) that allows no action.
     def act(self, t: int, first: int, count: int, /) -> None: ...
     # float32 [n, F], normalised like the rollout's -> float32 [n].
     def value(self, obs: Tensor, /) -> Tensor: ...
     # values[T] from obs[T].
     def bootstrap(self) -> None: ...
     # rows: int64 [n], flat indices t * N + n. Returns float64 [minibatches seen, 10]: the loss's stats [8], the
-    # gradient's norm, and 1.0 if the step was taken. Ends before a step whose approximate KL is above kl_limit.
+    # gradient's norm, and 1.0 if the step was taken. Ends before a step whose approximate KL is above kl_limit. A
+    # ValueError names the row t * N + n whose action is impossible.
     def update(
         self,
         rows: Tensor,

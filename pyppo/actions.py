@@ -131,27 +131,36 @@ def log_prob_entropy(
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of `actions` [B, *shape] and entropy, each [B], differentiable in the heads' parameters.
 
-    For code that needs these apart from the loss; the fused loss has formulas of its own. No action masks.
+    For code that needs these apart from the loss; the fused loss has formulas of its own. `params["action_mask"]` bool
+    [B, A], if it is there: False forbids an action, and of a MultiBinary is a bit that is surely 0.
     """
     actions = actions.reshape(len(actions), *(() if distribution.kind == "categorical" else (-1,)))
     if distribution.kind == "normal":
-        families: list[Any] = [torch.distributions.Normal(params["mean"], params["log_std"].exp(), validate_args=False)]
-    elif distribution.kind == "bernoulli":
-        families = [torch.distributions.Bernoulli(logits=params["logits"], validate_args=False)]
-        actions = actions.to(params["logits"].dtype)
-    else:
-        assert distribution.nvec is not None
-        parts = params["logits"].split(distribution.nvec, dim=1)
-        families = [torch.distributions.Categorical(logits=part, validate_args=False) for part in parts]
-    columns = [actions] if len(families) == 1 and distribution.kind != "multi_categorical" else actions.unbind(1)
+        normal = torch.distributions.Normal(params["mean"], params["log_std"].exp(), validate_args=False)
+        return normal.log_prob(actions).sum(1), normal.entropy().sum(1)
+    logits, mask = params["logits"], params.get("action_mask")
+    if distribution.kind == "bernoulli":
+        return _bits(logits, mask, actions)
+    assert distribution.nvec is not None
+    if mask is not None:
+        logits = logits.masked_fill(~mask, -math.inf)
+    families = [
+        torch.distributions.Categorical(logits=part, validate_args=False)
+        for part in logits.split(distribution.nvec, dim=1)
+    ]
+    columns = actions.unbind(1) if distribution.kind == "multi_categorical" else [actions]
     logp = [family.log_prob(column) for family, column in zip(families, columns, strict=True)]
-    entropy = [family.entropy() for family in families]
-    return _sum_components(logp), _sum_components(entropy)
+    return torch.stack(logp).sum(0), torch.stack([family.entropy() for family in families]).sum(0)
 
 
-def _sum_components(parts: list[Tensor]) -> Tensor:
-    """Sum over independent components, whether they are a list of [B] or one [B, D]."""
-    return torch.stack([part.sum(1) if part.dim() == 2 else part for part in parts]).sum(0)
+def _bits(logits: Tensor, mask: Tensor | None, actions: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probability and entropy of independent bits, each [B]; one that is forbidden is surely 0."""
+    family = torch.distributions.Bernoulli(logits=logits, validate_args=False)
+    logp, entropy = family.log_prob(actions.to(logits.dtype)), family.entropy()
+    if mask is not None:
+        logp = torch.where(mask, logp, torch.where(actions.bool(), -math.inf, 0.0))
+        entropy = torch.where(mask, entropy, 0.0)
+    return logp.sum(1), entropy.sum(1)
 
 
 def stream_seed(seed: int, stream: str) -> int:

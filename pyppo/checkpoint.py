@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pyppo.config import Config
-from pyppo.policy import MLPPolicy
+from pyppo.policy import BUILT_IN, policy_from_recipe
 
 FORMAT = "pyppo-checkpoint-1"
 KEEP = 3
@@ -34,8 +34,8 @@ KEEP = 3
 _STATE = ("step", "iteration", "rebuild", "time", "kl_coef", "learning_rate", "episodes", "episodes_total")
 # What a run's tensors were shaped and trained by: a resumed run cannot have it otherwise.
 _FIXED = (
-    "env_id", "num_envs", "norm_obs", "clip_obs", "hidden_sizes", "shared_trunk", "activation", "log_std_init",
-    "action_bounds",
+    "env_id", "num_envs", "norm_obs", "clip_obs", "network", "hidden_sizes", "shared_trunk", "activation",
+    "log_std_init", "state_dependent_std", "image_scale", "recurrent", "recurrent_size", "action_bounds",
 )  # fmt: skip
 _HASHED = {"model.safetensors": "sha256", "optimizer.safetensors": "optimizer_sha256"}
 
@@ -215,9 +215,9 @@ def restore_policy(checkpoint: Checkpoint, policy: nn.Module | None = None) -> n
     """The checkpoint's policy: `policy` filled with its state, or the built-in one made anew."""
     recipe = checkpoint.state["policy"]
     if policy is None:
-        if recipe["class"] != MLPPolicy.__name__:
+        policy = policy_from_recipe(recipe)
+        if policy is None:
             raise ValueError(f"{checkpoint.path} holds a {recipe['class']}; pass policy=, an instance of it, to fill")
-        policy = MLPPolicy.from_dict(recipe)
     try:
         policy.load_state_dict(checkpoint.model)
     except RuntimeError as error:
@@ -227,9 +227,10 @@ def restore_policy(checkpoint: Checkpoint, policy: nn.Module | None = None) -> n
 
 def policy_recipe(policy: nn.Module) -> dict[str, Any]:
     """What `restore_policy` needs to know about a policy besides its tensors."""
-    if type(policy) is MLPPolicy:
-        return {"class": MLPPolicy.__name__, **policy.to_dict()}
-    return {"class": f"{type(policy).__module__}.{type(policy).__qualname__}"}
+    kind = type(policy)
+    if kind in BUILT_IN.values():
+        return {"class": kind.__name__, **policy.to_dict()}
+    return {"class": f"{kind.__module__}.{kind.__qualname__}"}
 
 
 def discard_after(run: Path, step: int) -> None:

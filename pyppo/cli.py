@@ -199,12 +199,12 @@ def _resume(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     changes = {} if given.total_timesteps is None else {"total_timesteps": given.total_timesteps}
     from pyppo.checkpoint import load_checkpoint, read_config
-    from pyppo.policy import MLPPolicy
+    from pyppo.policy import BUILT_IN
 
     with _plainly():
         checkpoint = load_checkpoint(given.run)
         config = read_config(checkpoint.run).replace(**changes)
-    if (kind := checkpoint.state["policy"]["class"]) != MLPPolicy.__name__:
+    if (kind := checkpoint.state["policy"]["class"]) not in BUILT_IN:
         raise _RefusedError(
             f"{given.run} holds a {kind}, a module of your own; go on from Python: "
             f"pyppo.Trainer.resume({str(given.run)!r}, policy=an_instance)"

@@ -116,14 +116,27 @@ class Config:
     clip_reward: float | None = 10.0
     """Scaled rewards are clipped to plus or minus this (only with `norm_reward`). None: no limit."""
 
+    network: Literal["auto", "mlp", "nature_cnn", "small_cnn", "combined"] = "auto"
+    """The built-in policy's network: hidden layers on flat features, convolutions for images of at least 36 x 36 or for
+    small ones, or both joined. "auto" goes by the observations; the run's first line says which it is."""
     hidden_sizes: tuple[int, ...] = (64, 64)
-    """Widths of the hidden layers, of the actor and of the critic alike; empty: linear."""
+    """Widths of the hidden layers, of the actor and of the critic alike; empty: linear. (Networks "mlp" and
+    "combined".)"""
     shared_trunk: bool = False
-    """Let actor and critic share the hidden layers, with a linear head each."""
+    """Let actor and critic share the hidden layers, with a linear head each. (A recurrent policy always does.)"""
     activation: Literal["tanh", "relu", "elu", "silu"] = "tanh"
     """Activation of the hidden layers."""
     log_std_init: float = 0.0
     """Initial logarithm of the action's standard deviation (continuous actions)."""
+    state_dependent_std: bool = False
+    """Let the actor put out the standard deviation too, for each state; else one parameter serves all states."""
+    image_scale: float = 255.0
+    """uint8 images are divided by this; 10 suits grids of small symbols (MiniGrid)."""
+    recurrent: Literal["none", "gru", "lstm"] = "none"
+    """Give the policy a memory: a recurrent layer after the hidden ones. Minibatches are then whole sequences of
+    `num_steps`, so `num_minibatches` is at most `num_envs`."""
+    recurrent_size: int = 128
+    """Width of the recurrent layer."""
     action_bounds: Literal["clip", "rescale"] = "clip"
     """How continuous actions meet finite bounds: a clipped copy is sent, or [-1, 1] is clipped and stretched to the
     bounds."""
@@ -309,7 +322,12 @@ _RULES: dict[str, _Rule] = {
     "hidden_sizes": _Rule(_sizes, "a sequence of integers of at least 1", lambda value: all(n >= 1 for n in value)),
     "shared_trunk": _FLAG,
     "activation": _choice("tanh", "relu", "elu", "silu"),
+    "network": _choice("auto", "mlp", "nature_cnn", "small_cnn", "combined"),
     "log_std_init": _Rule(_float, "a finite number"),
+    "state_dependent_std": _FLAG,
+    "image_scale": _POSITIVE,
+    "recurrent": _choice("none", "gru", "lstm"),
+    "recurrent_size": _at_least(1),
     "action_bounds": _choice("clip", "rescale"),
     "engine": _choice("auto", "torch", "native"),
     "device": _Rule(_str, "'auto', 'cpu', 'cuda' or 'cuda:<index>'", lambda value: bool(_DEVICE.fullmatch(value))),
@@ -338,6 +356,9 @@ def _check_together(config: Config) -> None:
     if config.num_minibatches > config.batch_size:
         rule = f"at most num_envs * num_steps = {config.batch_size}"
         raise ValueError(f"num_minibatches is {config.num_minibatches}; it must be {rule}")
+    if config.recurrent != "none" and config.num_minibatches > config.num_envs:
+        rule = f"at most num_envs = {config.num_envs} where recurrent is {config.recurrent!r}: a minibatch is whole"
+        raise ValueError(f"num_minibatches is {config.num_minibatches}; it must be {rule} sequences")
     if config.num_groups != "auto" and config.num_envs % config.num_groups:
         raise ValueError(f"num_groups is {config.num_groups}; it must divide num_envs = {config.num_envs}")
     if config.adaptive_lr_kl is not None and config.anneal_lr:

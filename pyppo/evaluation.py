@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from gymnasium.vector import VectorEnv
-from torch import nn
+from torch import Tensor, nn
 
 from pyppo.actions import Distribution, stream_seed
 from pyppo.checkpoint import load_checkpoint, restore_policy
 from pyppo.envpool_envs import make_envs
 from pyppo.envs import EnvGroup, as_group
-from pyppo.policy import MLPPolicy
+from pyppo.policy import BUILT_IN, ActorCriticPolicy, zero_where
 
 _TRAINING_ONLY = ("episodic_life", "reward_clip")  # Atari options that make an episode or a reward another thing
 
@@ -61,7 +62,8 @@ def evaluate(
     would favour short ones. Evaluation seeds differ from training's for any pair of seeds.
 
     Args:
-        policy: a policy with `act`, or the path of a run or checkpoint folder.
+        policy: a policy with `act`, or the path of a run or checkpoint folder. The state of one with `state_shape` is
+            carried from step to step and is zero where an episode begins.
         env_id: the environment; None: the one that the policy was trained on.
         episodes: how many, at least 1.
         deterministic: take the mode of the action distribution; otherwise sample from it.
@@ -99,7 +101,7 @@ def evaluate(
             group.close()
 
 
-def load_policy(path: str | Path) -> MLPPolicy:
+def load_policy(path: str | Path) -> ActorCriticPolicy:
     """The built-in policy of a run or checkpoint folder, wherever that was copied to.
 
     Raises:
@@ -107,13 +109,13 @@ def load_policy(path: str | Path) -> MLPPolicy:
     """
     checkpoint = load_checkpoint(path)
     kind = checkpoint.state["policy"]["class"]
-    if kind != MLPPolicy.__name__:
+    if kind not in BUILT_IN:
         raise ValueError(
             f"{path} holds a {kind}, a module of your own; evaluate it from Python: "
             f"pyppo.evaluate(pyppo.load({str(path)!r}, policy=an_instance), env_id)"
         )
     policy = restore_policy(checkpoint)
-    assert isinstance(policy, MLPPolicy)
+    assert isinstance(policy, ActorCriticPolicy)
     return policy
 
 
@@ -157,12 +159,18 @@ def _run(policy: Any, group: EnvGroup, episodes: int, deterministic: bool, seed:
     quota = np.full(n, episodes // n) + (np.arange(n) < episodes % n)
     finished: list[list[tuple[float, int]]] = [[] for _ in range(n)]
     returns, lengths = np.zeros(n), np.zeros(n, np.int64)
+    shape = getattr(policy, "state_shape", None)
+    state = None if shape is None else _zeros(policy, (n, *shape))
     obs, valid = group.reset(seed), np.ones(n, bool)
     distribution = Distribution.from_space(group.action_space)
     while any(len(done) < wanted for done, wanted in zip(finished, quota, strict=True)):
         stored = {key: _stored(x) for key, x in obs.items()}
         given = stored["obs"] if list(stored) == ["obs"] else stored
-        group.send(distribution.clip(np.asarray(policy.act(given, deterministic=deterministic))))
+        if state is None:
+            actions = policy.act(given, deterministic=deterministic)
+        else:
+            actions, state = policy.act(given, deterministic=deterministic, state=state)
+        group.send(distribution.clip(np.asarray(actions)))
         step = group.recv()
         done = step.terminated | step.truncated
         # Of Atari, whole games and their raw rewards, whatever its options make of an episode.
@@ -174,11 +182,20 @@ def _run(policy: Any, group: EnvGroup, episodes: int, deterministic: bool, seed:
             if len(finished[row]) < quota[row]:
                 finished[row].append((float(returns[row]), int(lengths[row])))
         returns[over], lengths[over] = 0.0, 0
+        begins = done
         if group.autoreset == "next_step":
-            valid = ~(done & valid)
+            begins, valid = ~valid, ~(done & valid)
+        if state is not None:
+            state = zero_where(torch.from_numpy(begins).to(state.device), state)
         obs = step.obs
     columns = [episode for one in finished for episode in one]
     return Evaluation(np.array([r for r, _ in columns]), np.array([k for _, k in columns], np.int64))
+
+
+def _zeros(policy: Any, shape: tuple[int, ...]) -> Tensor:
+    """The state of episodes that begin, where the policy is."""
+    like = next(policy.parameters(), torch.zeros(())) if isinstance(policy, nn.Module) else torch.zeros(())
+    return torch.zeros(shape, dtype=like.dtype, device=like.device)
 
 
 def _stored(x: np.ndarray) -> np.ndarray:

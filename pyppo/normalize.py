@@ -86,16 +86,18 @@ class ObservationNormalizer(nn.Module):
             raise ValueError(f"clip is {clip}; it must be above 0, or None")
         entries = obs_space.spaces if isinstance(obs_space, spaces.Dict) else {"obs": obs_space}
         floats = {name: space for name, space in entries.items() if np.issubdtype(space.dtype, np.floating)}
-        self.statistics = nn.ModuleDict({name: RunningMeanStd(space.shape or ()) for name, space in floats.items()})
+        self._modules_of = {name: _module_name(name) for name in floats}
+        parts = {self._modules_of[name]: RunningMeanStd(space.shape or ()) for name, space in floats.items()}
+        self.statistics = nn.ModuleDict(parts)
         self.clip = clip
 
     def forward(self, obs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Entries `[n, ...]`, float ones normalised in float32. Changes no statistics."""
-        return {name: self._normalize(name, x) if name in self.statistics else x for name, x in obs.items()}
+        return {name: self._normalize(name, x) if name in self._modules_of else x for name, x in obs.items()}
 
     def mean_and_scale(self, name: str) -> tuple[Tensor, Tensor]:
         """What is taken off a float entry, and what the rest is multiplied by: float32, of the entry's shape."""
-        statistics = cast("RunningMeanStd", self.statistics[name])
+        statistics = cast("RunningMeanStd", self.statistics[self._modules_of[name]])
         return statistics.mean.float(), torch.rsqrt(statistics.var + _EPSILON).float()
 
     def _normalize(self, name: str, x: Tensor) -> Tensor:
@@ -105,8 +107,15 @@ class ObservationNormalizer(nn.Module):
 
     def update(self, obs: dict[str, Tensor]) -> None:
         """Take in observations `[n, ...]`: valid rows only, in [T, N] order."""
-        for name, statistics in self.statistics.items():
-            cast("RunningMeanStd", statistics).update(obs[name])
+        for name, module in self._modules_of.items():
+            cast("RunningMeanStd", self.statistics[module]).update(obs[name])
+
+
+def _module_name(name: str) -> str:
+    """A name that torch takes for a module: an observation may be called "items", or have a dot in its name."""
+    return (
+        name if name and "." not in name and not hasattr(nn.ModuleDict(), name) else f"entry {name.replace('.', ' ')}"
+    )
 
 
 class RewardScaler(_Float64Module):

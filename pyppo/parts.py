@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from gymnasium import spaces
 
 from pyppo.actions import Distribution, stream_seed
 from pyppo.config import Config
-from pyppo.policy import MLPPolicy
+from pyppo.policy import ActorCriticPolicy, MLPPolicy, RecurrentPolicy, choose_network
 
 
 @contextmanager
@@ -24,18 +25,33 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def make_policy(config: Config, obs_space: spaces.Dict, distribution: Distribution) -> MLPPolicy:
-    """The built-in policy for these spaces, as the settings have it."""
+def make_policy(config: Config, obs_space: spaces.Dict, distribution: Distribution) -> ActorCriticPolicy:
+    """The built-in policy for these spaces, as the settings have it.
+
+    Raises:
+        ValueError: the network does not take these observations, or a setting does not fit it.
+    """
+    network = choose_network(config.network, obs_space)
+    kind: type[ActorCriticPolicy] = ActorCriticPolicy
+    more: dict[str, Any] = {}
+    if config.recurrent != "none":
+        kind, more = RecurrentPolicy, {"recurrent": config.recurrent, "recurrent_size": config.recurrent_size}
+    elif network == "mlp":
+        kind = MLPPolicy
     with torch_threads(config.torch_threads):  # the orthogonal weights come from a QR decomposition
-        return MLPPolicy(
+        return kind(
             obs_space,
             distribution,
+            network=network,
             hidden_sizes=config.hidden_sizes,
             shared_trunk=config.shared_trunk,
             activation=config.activation,
             log_std_init=config.log_std_init,
+            state_dependent_std=config.state_dependent_std,
+            image_scale=config.image_scale,
             norm_obs=config.norm_obs,
             clip_obs=config.clip_obs,
             seed=stream_seed(config.seed, "policy"),
             metadata={"env_id": config.env_id, "env_options": config.env_options},
+            **more,
         )

@@ -82,6 +82,10 @@ class Rollout:
         final_values: `[T, N]` float32, values of final observations at truncated rows (same-step autoreset), or None.
         steps: `[N]` int64, steps that each row ever took, reset rows included: the counter of its action noise.
         dist_params: entries `[T, N, ...]` float32, the acting distribution's parameters, where asked for; else None.
+        states: `[T+1, N, *state_shape]` float32, what a policy that carries a state has of the steps before each row,
+            whether or not an episode starts with it; else None.
+        starts: `[T+1, N]` bool: an episode starts with this row, so a state is zero before it. Filled where there are
+            states.
 
     Args:
         num_steps: T. num_envs: N.
@@ -89,6 +93,7 @@ class Rollout:
         action_space: of one environment.
         store_dist: shapes of distribution parameters to keep, by name.
         same_step: whether the environments reset in the same step.
+        state_shape: of the state that the policy carries for one environment; None: it has none.
     """
 
     def __init__(
@@ -101,6 +106,7 @@ class Rollout:
         device: torch.device | str = "cpu",
         store_dist: Mapping[str, tuple[int, ...]] | None = None,
         same_step: bool = False,
+        state_shape: tuple[int, ...] | None = None,
     ) -> None:
         for name, value in (("num_steps", num_steps), ("num_envs", num_envs)):
             if value < 1:
@@ -121,6 +127,8 @@ class Rollout:
         self.advantages, self.returns = zeros(num_steps), zeros(num_steps)
         self.final_values = zeros(num_steps) if same_step else None
         self.dist_params = {k: zeros(num_steps, *shape) for k, shape in store_dist.items()} if store_dist else None
+        self.states = zeros(num_steps + 1, *state_shape) if state_shape is not None else None
+        self.starts = zeros(num_steps + 1, dtype=torch.bool)
         self.steps = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
         self.raw_rewards = torch.zeros((num_steps, num_envs), dtype=torch.float64)
 
@@ -138,7 +146,7 @@ def _storage_dtype(name: str, space: spaces.Space) -> torch.dtype:
 
 
 Act = Callable[[Rollout, int, slice], np.ndarray]
-FinalValue = Callable[[dict[str, Tensor]], Tensor]
+FinalValue = Callable[..., Tensor]
 
 
 class _Columns(NamedTuple):
@@ -229,8 +237,8 @@ class Collector:
         rollout: storage to fill.
         act: `act(rollout, t, rows)` writes actions, log-probabilities and values of row t and returns the actions to
             send. The flags and rewards of the rollout are not yet there when it is called.
-        final_value: values `[n]` of observations (entries `[n, ...]`, on the rollout's device); needed for same-step
-            autoreset.
+        final_value: values `[n]` of observations (entries `[n, ...]`, on the rollout's device), and of the states that
+            flow into them where the rollout keeps states; needed for same-step autoreset.
 
     Attributes:
         episodes: finished episodes, oldest first; the caller empties it.
@@ -266,6 +274,7 @@ class Collector:
             obs = part.group.reset(seed)
             for name, column in part.columns.obs.items():
                 column[self.rollout.num_steps] = obs[name]
+        self.rollout.starts[-1] = True
         self._done[:] = False
         self._returns[:] = 0
         self._lengths[:] = 0
@@ -280,19 +289,32 @@ class Collector:
         parts = [(part.receive, part.group.send, part.rows, part.steps, part.one) for part in self._parts]
         for tensor in rollout.obs.values():
             tensor[0] = tensor[-1]
+        if rollout.states is not None:
+            rollout.states[0], rollout.starts[0] = rollout.states[-1], rollout.starts[-1]
         self._finals.clear()
         for t in range(rollout.num_steps):
             for receive, send, rows, steps, one in parts:
                 if t:
                     receive(t - 1)
+                    if rollout.states is not None:
+                        self._write_starts(t, rows)
                 send(act(rollout, t, rows))
                 steps += one
         for part in self._parts:
             part.receive(last)
+            if rollout.states is not None:
+                self._write_starts(last + 1, part.rows)
             part.settle()
         count = self._finish()
         self.ready = True
         return count
+
+    def _write_starts(self, t: int, rows: slice) -> None:
+        """Which episodes start with row t: after the row that carries the reset, or right after the end."""
+        end = t - 1 if self.same_step else t - 2
+        host = self._host
+        done = host["terminated"][end, rows] | host["truncated"][end, rows] if end >= 0 else self._done[rows]
+        self.rollout.starts[t, rows] = torch.from_numpy(done)
 
     def _finish(self) -> int:
         """What can wait until all steps are taken: validity, episodes, final values, and the copy to the device."""
@@ -351,7 +373,10 @@ class Collector:
             for name, tensor in self.rollout.obs.items()
         }
         index = torch.tensor([item[:2] for item in self._finals], device=device)
-        final_values[index[:, 0], index[:, 1]] = self.final_value(obs).to(final_values)
+        states = self.rollout.states  # what flows on from a row is in the next one, its episode over or not
+        flows = () if states is None else (states[index[:, 0] + 1, index[:, 1]],)
+        values = self.final_value(obs, *flows)
+        final_values[index[:, 0], index[:, 1]] = values.to(final_values)
 
 
 def _between(sums: np.ndarray, row: np.ndarray, t: np.ndarray, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

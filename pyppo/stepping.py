@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -177,6 +178,7 @@ def choose(
     *,
     allow_groups: bool,
     store_dist: Mapping[str, tuple[int, ...]] | None = None,
+    state_shape: tuple[int, ...] | None = None,
 ) -> Stepping:
     """The fastest way to step `config`'s environments among those that its fields leave open.
 
@@ -185,7 +187,7 @@ def choose(
             the ones sent. None: it takes no time.
         allow_groups: whether the number of groups may be chosen, which needs an engine whose results do not depend on
             it.
-        store_dist: what `act` keeps of its distribution, as `Rollout` takes it.
+        store_dist, state_shape: what `act` keeps of its distribution and state, as `Rollout` takes them.
 
     Returns:
         the way and the speeds measured. There is no trial where one way is open, the run is short, or environments
@@ -198,7 +200,8 @@ def choose(
     making = _making_seconds(config)
     num_envs = _trial_size(config.num_envs, making * len(ways))
     quick = making < _QUICK
-    trials = [_Trial(config, way, num_envs, quick, act, store_dist) for way in (ways if num_envs else [])]
+    kept = {"store_dist": store_dist, "state_shape": state_shape}
+    trials = [_Trial(config, way, num_envs, quick, act, kept) for way in (ways if num_envs else [])]
     speeds = _measure(trials, config.total_timesteps)
     best = usual
     for way in ways if speeds else ():
@@ -275,13 +278,13 @@ class _Trial:
         num_envs: int,
         quick: bool,
         act: Act | None,
-        store_dist: Mapping[str, tuple[int, ...]] | None,
+        kept: Mapping[str, Any],
     ) -> None:
         self.way = way
         self._slice_seconds = _SLICE_SECONDS[quick]
         self._groups = make_groups(config, way, num_envs=num_envs, purpose="warmup")
         space = self._groups[0].action_space
-        self._rollout = Rollout(_NUM_STEPS, num_envs, self._groups[0].obs_space, space, store_dist=store_dist)
+        self._rollout = Rollout(_NUM_STEPS, num_envs, self._groups[0].obs_space, space, **kept)
         rng = np.random.default_rng(0)
         actions = [random_actions(space, num_envs, rng) for _ in range(_NUM_STEPS)]
 

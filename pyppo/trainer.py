@@ -19,11 +19,13 @@ from pyppo import ops, report
 from pyppo.actions import Distribution, stream_seed
 from pyppo.config import Config
 from pyppo.engines import Schedule, describe, make_engine, valid_indices
+from pyppo.engines.policy_check import check_policy
 from pyppo.engines.torch_engine import TorchEngine
 from pyppo.envpool_envs import env_spaces
 from pyppo.envs import Envs, as_groups
 from pyppo.normalize import ObservationNormalizer, RewardScaler
 from pyppo.parts import make_policy, torch_threads
+from pyppo.policy import describe_policy
 from pyppo.rollout import Collector, Rollout, find_not_finite
 from pyppo.stepping import Stepping, choose, make_groups
 from pyppo.warmup import random_rows
@@ -89,10 +91,13 @@ class Trainer:
         config: the settings. `num_envs` is taken from `envs` where those are given.
         envs: your own environments: a `gymnasium.vector.VectorEnv` (or `EnvGroup`) or several, each a group; or a list
             of `gymnasium.make` names or of functions that make one environment each. None: EnvPool's.
-        policy: your own module (see `pyppo.policy.Policy`); None: an `MLPPolicy`.
+        policy: your own module (see `pyppo.policy.Policy`); None: the built-in one that the settings describe.
         quiet: say nothing but what needs attention.
         callbacks: called with each iteration's row of the history; a list to add to later.
         resume_from: a loaded checkpoint to go on from; `Trainer.resume` is the short way.
+
+    Raises:
+        ValueError, TypeError: an argument breaks its rule; the policy does not give what it must (`check_policy`).
 
     Attributes:
         stepping: how EnvPool's environments are stepped, and what the trial measured; None for your own.
@@ -133,6 +138,9 @@ class Trainer:
         if not hasattr(self.policy, "heads"):
             torch.manual_seed(stream_seed(config.seed, f"policy/{self.rebuild}"))
         self.engine = make_engine(config, self.policy, distribution)
+        if own_policy:
+            with torch_threads(config.torch_threads):
+                check_policy(self.policy, obs_space, distribution, self.engine.device)
         self.stepping: Stepping | None = None
         self._cores: AbstractContextManager[None] = nullcontext()
         if groups is None:
@@ -148,6 +156,7 @@ class Trainer:
             action_space,
             device=self.engine.device,
             store_dist=self.engine.dist_shapes,
+            state_shape=self.engine.state_shape,
             same_step=groups[0].autoreset == "same_step",
         )
         self.collector = Collector(self.groups, self.rollout, self._act, self.engine.value)
@@ -175,7 +184,8 @@ class Trainer:
         allow_groups = ours and not isinstance(self.engine, TorchEngine)
         with torch_threads(self.config.torch_threads):
             act = self.engine.act if ours else None  # another policy's may count its calls, or draw random numbers
-            return choose(self.config, act, allow_groups=allow_groups, store_dist=self.engine.dist_shapes)
+            kept = {"store_dist": self.engine.dist_shapes, "state_shape": self.engine.state_shape}
+            return choose(self.config, act, allow_groups=allow_groups, **kept)
 
     @classmethod
     def resume(
@@ -214,7 +224,7 @@ class Trainer:
         """
         self._reporter = report.make_reporter(self.config.total_timesteps, quiet=self._quiet)
         if not self._quiet:
-            self._reporter.message(describe(self.engine))
+            self._reporter.message(f"{describe(self.engine)}; policy: {describe_policy(self.policy)}")
         interrupted = False
         try:
             while self.steps < self.config.total_timesteps:

@@ -50,6 +50,19 @@ Bytes run_gae() {
   return out;
 }
 
+LossArgs loss_options() {
+  LossArgs a{};
+  a.dtype = a.network_dtype = DType::f32;
+  a.denominator = NAN;
+  a.objective = Objective::clip;
+  a.clip_low = a.clip_high = 0.2;
+  a.dual_clip = a.value_clip = infinity;
+  a.ent_coef = 0.01;
+  a.vf_coef = 0.5;
+  a.normalize_advantages = true;
+  return a;
+}
+
 Bytes run_loss() {
   const int64_t B = 16384, A = 5, nvec[] = {A};
   const std::vector<float> logits = numbers(B * A, 3), advantages = numbers(B, 4), values = numbers(B, 5),
@@ -58,19 +71,12 @@ Bytes run_loss() {
   for (int64_t i = 0; i < B; ++i) actions[i] = i * 7 % A;
   std::vector<float> d_logits(B * A), d_values(B), stats(num_loss_stats);
   PpoLossArgs a{};
-  a.loss.dtype = a.loss.network_dtype = DType::f32;
+  a.loss = loss_options();
   a.loss.batch = B;
   a.loss.old_logp = old_logp.data();
   a.loss.advantages = advantages.data();
   a.loss.values = values.data();
   a.loss.returns = returns.data();
-  a.loss.denominator = NAN;
-  a.loss.objective = Objective::clip;
-  a.loss.clip_low = a.loss.clip_high = 0.2;
-  a.loss.dual_clip = a.loss.value_clip = infinity;
-  a.loss.ent_coef = 0.01;
-  a.loss.vf_coef = 0.5;
-  a.loss.normalize_advantages = true;
   a.loss.d_values = d_values.data();
   a.loss.stats = stats.data();
   a.dist.kind = Distribution::categorical;
@@ -84,6 +90,40 @@ Bytes run_loss() {
   cpu::ppo_loss(a);
   Bytes out;
   append(out, d_logits);
+  append(out, d_values);
+  append(out, stats);
+  return out;
+}
+
+Bytes run_surrogate_loss() {
+  const int64_t B = 150000;  // more rows than one block of sums, of which a few have no weight
+  const std::vector<float> logp = numbers(B, 15), entropy = numbers(B, 16), advantages = numbers(B, 17),
+                           values = numbers(B, 18), returns = numbers(B, 19), old_values = numbers(B, 20);
+  std::vector<float> old_logp = logp;
+  for (int64_t i = 0; i < B; ++i) old_logp[i] += 0.1f * float(i % 7 - 3);
+  std::vector<uint8_t> counts(B, 1);
+  for (int64_t i = 0; i < B; i += 11) counts[i] = 0;
+  std::vector<float> d_logp(B), d_entropy(B), d_values(B), stats(num_loss_stats);
+  SurrogateLossArgs a{};
+  a.loss = loss_options();
+  a.loss.batch = B;
+  a.loss.old_logp = old_logp.data();
+  a.loss.advantages = advantages.data();
+  a.loss.values = values.data();
+  a.loss.old_values = old_values.data();
+  a.loss.returns = returns.data();
+  a.loss.row_mask = counts.data();
+  a.loss.value_clip = 0.2;
+  a.loss.d_values = d_values.data();
+  a.loss.stats = stats.data();
+  a.logp = logp.data();
+  a.entropy = entropy.data();
+  a.d_logp = d_logp.data();
+  a.d_entropy = d_entropy.data();
+  cpu::surrogate_loss(a);
+  Bytes out;
+  append(out, d_logp);
+  append(out, d_entropy);
   append(out, d_values);
   append(out, stats);
   return out;
@@ -141,9 +181,10 @@ Bytes run_adam_and_permutation() {
   return out;
 }
 
-// A small policy: acts for a rollout, then updates on it.
-Bytes run_mlp() {
-  const int64_t T = 32, N = 24, rows = T * N, F = 11, H = 40, A = 3;
+// A small policy: acts for a rollout, then updates on it. Either a normal, or one of A actions of which a mask forbids
+// some.
+Bytes run_mlp(bool masked) {
+  const int64_t T = 32, N = 24, rows = T * N, F = 11, H = 40, A = 3, K = masked ? 1 : A;
   std::vector<DenseLayer> layers;
   int64_t size = 0;
   const auto offset = [&](int64_t count) {
@@ -165,36 +206,57 @@ Bytes run_mlp() {
   for (float& p : params) p *= 0.3f;
   const std::vector<float> obs = numbers((rows + N) * F, 10), advantages = numbers(rows, 11),
                            returns = numbers(rows, 12), mean(F), scale(F, 1.0f);
-  std::vector<float> actions(rows * A), logp(rows), values(rows + N);
-  std::vector<double> env_actions(N * A);
+  std::vector<float> drawn(rows * A), logp(rows), values(rows + N);
+  std::vector<int64_t> chosen(rows);
+  std::vector<uint8_t> mask((rows + N) * A, 1);
+  for (size_t i = 0; i < mask.size(); i += 4) mask[i] = 0;
+  std::vector<double> env_actions(N * K);
   const std::vector<double> low(A, -1.0), high(A, 1.0);
   std::vector<int64_t> steps(N), index(rows);
   for (int64_t i = 0; i < rows; ++i) index[i] = i;
   const Mlp mlp{DType::f32, Activation::tanh, layers.data(), 0, 2, 2, params.data(), mean.data(), scale.data(), 10.0f};
-  const MlpDistribution dist{Distribution::normal, nullptr, A, log_std};
+  const int64_t nvec[] = {A};
+  const MlpDistribution dist = masked ? MlpDistribution{Distribution::categorical, A, nvec, 1, 0, 0.0}
+                                      : MlpDistribution{Distribution::normal, A, nullptr, A, log_std, 0.0};
+  const uint8_t* allowed = masked ? mask.data() : nullptr;
   for (int64_t t = 0; t < T; ++t) {
     const int64_t at = t * N;
-    cpu::mlp_act({mlp, dist, N, obs.data() + at * F, 5, 0, steps.data(), actions.data() + at * A, logp.data() + at,
-                  values.data() + at, nullptr, nullptr, ActionType::f64, env_actions.data(), nullptr, low.data(),
-                  high.data(), false});
+    MlpActArgs a{};
+    a.mlp = mlp;
+    a.dist = dist;
+    a.rows = N;
+    a.obs = obs.data() + at * F;
+    a.action_mask = masked ? allowed + at * A : nullptr;
+    a.seed = 5;
+    a.steps = steps.data();
+    a.actions = masked ? static_cast<void*>(chosen.data() + at) : drawn.data() + at * A;
+    a.logp = logp.data() + at;
+    a.values = values.data() + at;
+    a.env_type = ActionType::f64;
+    a.env_actions = env_actions.data();
+    a.action_low = low.data();
+    a.action_high = high.data();
+    cpu::mlp_act(a);
     for (int64_t& step : steps) ++step;
   }
   MlpUpdateArgs u{};
   int64_t step = 0, seen = 0;
   u.mlp = mlp;
   u.dist = dist;
-  u.rollout = {obs.data(),     actions.data(), logp.data(), advantages.data(),
-               returns.data(), values.data(),  nullptr,     nullptr};
+  u.rollout.obs = obs.data();
+  u.rollout.action_mask = allowed;
+  u.rollout.actions = masked ? static_cast<const void*>(chosen.data()) : drawn.data();
+  u.rollout.logp = logp.data();
+  u.rollout.advantages = advantages.data();
+  u.rollout.returns = returns.data();
+  u.rollout.values = values.data();
   u.rows = index.data();
   u.num_rows = rows;
   u.seed = 6;
   u.epochs = 3;
   u.num_minibatches = 7;
-  u.loss.denominator = NAN;
-  u.loss.clip_low = u.loss.clip_high = u.loss.value_clip = 0.2;
-  u.loss.dual_clip = infinity;
-  u.loss.vf_coef = 0.5;
-  u.loss.normalize_advantages = true;
+  u.loss = loss_options();
+  u.loss.value_clip = 0.2;
   u.grads = grads.data();
   u.adam.dtype = DType::f32;
   u.adam.size = size;
@@ -212,11 +274,13 @@ Bytes run_mlp() {
   std::vector<double> stats(size_t(u.epochs * u.num_minibatches * mlp_stats));
   u.stats = stats.data();
   u.seen = &seen;
-  cpu::mlp_update(u);
+  const RowErrors errors = cpu::mlp_update(u);
+  if (errors.action >= 0 || errors.distribution >= 0 || seen == 0) std::abort();
   Bytes out;
   append(out, params);
   append(out, stats);
-  append(out, actions);
+  append(out, drawn);
+  append(out, chosen);
   append(out, env_actions);
   return out;
 }
@@ -238,9 +302,11 @@ int check(const Kernel& kernel, const char* where) {
 int main() {
   std::vector<Kernel> kernels = {{"gae", run_gae, {}},
                                  {"loss", run_loss, {}},
+                                 {"surrogate loss", run_surrogate_loss, {}},
                                  {"sample", run_sample, {}},
                                  {"adam", run_adam_and_permutation, {}},
-                                 {"mlp", run_mlp, {}}};
+                                 {"mlp", [] { return run_mlp(false); }, {}},
+                                 {"masked mlp", [] { return run_mlp(true); }, {}}};
   cpu::set_num_threads(1);
   for (Kernel& kernel : kernels) kernel.wanted = kernel.run();
   std::atomic<int> wrong{0};

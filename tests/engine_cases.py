@@ -12,6 +12,7 @@ from gymnasium import spaces
 from pyppo.actions import Distribution
 from pyppo.config import Config
 from pyppo.engines import Schedule, make_engine
+from pyppo.masks import MASK
 from pyppo.policy import MLPPolicy
 from pyppo.rollout import Rollout
 
@@ -24,12 +25,40 @@ SPACES = {
     "box": spaces.Box(-1.0, 1.0, (2,), np.float32),
 }
 
+MASKABLE = [name for name, space in SPACES.items() if not isinstance(space, spaces.Box)]
+
 DOUBLE = pytest.mark.parametrize("double", [True, False], ids=["float64", "float32"])
 FAMILY = pytest.mark.parametrize("name", SPACES)
 
 
 def box_obs(features=FEATURES):
     return spaces.Dict({"obs": spaces.Box(-np.inf, np.inf, (features,), np.float32)})
+
+
+def masked_obs(space, features=FEATURES):
+    """Plain observations and an action mask for this action space."""
+    flags = Distribution.from_space(space).num_params
+    return spaces.Dict(**box_obs(features).spaces, action_mask=spaces.MultiBinary(flags))
+
+
+def masks_for(distribution, rows, seed=0):
+    """Random masks that allow something of every component; bool [rows, A]."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(rows, distribution.num_params, generator=generator) < 0.5
+    if distribution.nvec is not None:
+        for part in mask.split(distribution.nvec, dim=1):
+            part[torch.arange(rows), torch.randint(part.shape[1], (rows,), generator=generator)] = True
+    return mask
+
+
+def allowed(distribution, mask, actions):
+    """Whether the mask allows each action, bool [B]."""
+    actions = actions.reshape(len(actions), -1)
+    if distribution.kind == "bernoulli":
+        return (mask | ~actions.bool()).all(1)
+    parts = mask.split(distribution.nvec, dim=1)
+    columns = actions.long().unbind(1)
+    return torch.stack([part.gather(1, a[:, None])[:, 0] for part, a in zip(parts, columns, strict=True)]).all(0)
 
 
 def settings(**fields):
@@ -48,7 +77,8 @@ def engine_on(name, space, config, *, obs_space=None, double=False, **policy_set
             p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.5)
     if policy.normalizer is not None:
         generator = torch.Generator().manual_seed(3)
-        rows = {key: torch.randn(50, *shape, generator=generator) * 3 + 1 for key, shape in policy.obs_shapes.items()}
+        shapes = {key: shape for key, shape in policy.obs_shapes.items() if key != MASK}
+        rows = {key: torch.randn(50, *shape, generator=generator) * 3 + 1 for key, shape in shapes.items()}
         policy.normalizer.update(rows)
     if double:
         policy.double()
@@ -61,11 +91,13 @@ def engine_pair(space, config, **how):
 
 
 def new_rollout(engine, space, *, steps=T, rows=N, obs_space=None):
-    """A rollout for `engine` with random observations and nothing else."""
+    """A rollout for `engine` with random observations, among them an action mask, and nothing else."""
     rollout = Rollout(steps, rows, obs_space or box_obs(), space, store_dist=engine.dist_shapes)
     generator = torch.Generator().manual_seed(0)
-    for x in rollout.obs.values():
-        if x.is_floating_point():
+    for key, x in rollout.obs.items():
+        if key == MASK:
+            rollout.obs[key] = masks_for(engine.distribution, (steps + 1) * rows).view(x.shape)
+        elif x.is_floating_point():
             x.copy_(torch.randn(x.shape, generator=generator) * 2)
         else:
             x.copy_(torch.randint(0, 255, x.shape, generator=generator))

@@ -8,7 +8,7 @@ import numpy as np
 import probes
 import pytest
 import torch
-from engine_cases import SPACES, box_obs, settings
+from engine_cases import SPACES, box_obs, masked_obs, settings
 from gymnasium import spaces
 from torch import nn
 
@@ -19,7 +19,7 @@ from pyppo.config import Config
 from pyppo.engines import make_engine
 from pyppo.engines.native_engine import NativeEngine, why_not
 from pyppo.engines.torch_engine import TorchEngine
-from pyppo.policy import MLPPolicy
+from pyppo.policy import ActorCriticPolicy, MLPPolicy, RecurrentPolicy
 from pyppo.trainer import Trainer
 
 envpool = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="EnvPool has wheels for Linux only")
@@ -41,6 +41,11 @@ class OwnPrepare(MLPPolicy):
         return super().prepare(obs) * 2
 
 
+class OwnParams(MLPPolicy):
+    def _params(self, output, mask):
+        return super()._params(output * 2, mask)
+
+
 class OwnEvaluate(MLPPolicy):
     def evaluate(self, obs, actions, state=None):
         return super().evaluate(obs, actions)
@@ -59,6 +64,11 @@ class OnlyANameOfItsOwn(MLPPolicy):
 class OwnLinear(nn.Linear):
     def forward(self, x):
         return super().forward(x).abs()
+
+
+def image_policy():
+    images = spaces.Dict(obs=spaces.Box(0, 255, (3, 16, 16), np.uint8))
+    return ActorCriticPolicy(images, Distribution.from_space(SPACES["discrete"]), network="small_cnn")
 
 
 def changed(change, **policy_settings):
@@ -88,12 +98,16 @@ def replace_value(policy):
 
 UNFIT = {
     "another class": (lambda: nn.Linear(3, 4), "the policy is a Linear, not an MLPPolicy"),
+    "recurrent": (lambda: RecurrentPolicy(box_obs(), Distribution.from_space(SPACES["discrete"])), "is recurrent"),
+    "convolutions": (image_policy, "the policy's network is small_cnn, not an mlp"),
     "heads": (lambda: policy_for(cls=OwnHeads), "a OwnHeads, has a heads() of its own"),
     "prepare": (lambda: policy_for(cls=OwnPrepare), "has a prepare() of its own"),
+    "parameters": (lambda: policy_for(cls=OwnParams), "has a _params() of its own"),
     "evaluate": (lambda: policy_for(cls=OwnEvaluate), "has a evaluate() of its own"),
     "value of one policy": (changed(replace_value), "has a value() of its own"),
     "auxiliary loss": (lambda: policy_for(cls=Auxiliary), "the policy has an auxiliary_loss()"),
-    "another family": (lambda: policy_for(SPACES["box"]), "distribution is normal, not categorical"),
+    "another family": (lambda: policy_for(SPACES["box"]), "distribution is normal, not categorical of 4"),
+    "other choices": (lambda: policy_for(spaces.Discrete(5)), "distribution is categorical of 5, not categorical of 4"),
     "GELU": (set_layer("actor", 1, nn.GELU()), "policy.actor[1] is a GELU, not a Tanh, ReLU, ELU or SiLU"),
     "ELU of another alpha": (set_layer("critic", 3, nn.ELU(0.5)), "policy.critic[3] is an ELU of alpha 0.5, not 1"),
     "two activations": (set_layer("critic", 1, nn.ReLU()), "policy.actor[1] is tanh and policy.critic[1] is relu"),
@@ -151,6 +165,18 @@ def test_native_wants_one_deviation_for_all_states():
     assert reason == "policy.log_std is not a parameter of shape [2]"
 
 
+def test_native_wants_a_deviation_for_every_mean():
+    policy = policy_for(SPACES["box"], state_dependent_std=True)
+    policy.actor[4] = nn.Linear(8, 2)
+    assert why_not(policy, CPU, policy.distribution) == "policy.actor has 2 outputs, not 4"
+
+
+def test_native_wants_no_mask_of_a_normal_distribution():
+    distribution = Distribution.from_space(SPACES["box"])
+    reason = why_not(MLPPolicy(masked_obs(SPACES["box"]), distribution), CPU, distribution)
+    assert reason == "the observations have an action mask, and a normal distribution has no actions to forbid"
+
+
 def test_native_wants_the_cpu_and_a_dtype_that_it_can_write():
     policy = policy_for(SPACES["box"])
     assert why_not(policy, torch.device("cuda", 0), policy.distribution) == "the device is cuda:0, not the CPU"
@@ -164,6 +190,9 @@ FIT = {
     "trunk": lambda: policy_for(shared_trunk=True),
     "linear": lambda: policy_for(hidden_sizes=()),
     "normalised": lambda: policy_for(norm_obs=True),
+    "two layers of an ActorCriticPolicy": lambda: policy_for(cls=ActorCriticPolicy),
+    "state-dependent deviation": lambda: policy_for(SPACES["box"], state_dependent_std=True),
+    "masked": lambda: MLPPolicy(masked_obs(SPACES["discrete"]), Distribution.from_space(SPACES["discrete"])),
     "a class that changes nothing of the networks": lambda: policy_for(cls=OnlyANameOfItsOwn),
     "an actor of another depth": changed(
         lambda policy: setattr(policy, "actor", nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4)))

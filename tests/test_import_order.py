@@ -17,7 +17,18 @@ PACKAGE = ROOT / "pyppo"
 # A module may import from the layers above its own, and from no sibling but those in SIBLINGS.
 LAYERS = [
     {"autograd", "config", "contract", "library", "masks", "ops", "presets", "reference", "results", "spaces"},
-    {"actions", "envpool_envs", "envs", "gymnasium_envs", "normalize", "policy", "rollout", "report", "warmup"},
+    {
+        "actions",
+        "envpool_envs",
+        "envs",
+        "features",
+        "gymnasium_envs",
+        "normalize",
+        "policy",
+        "rollout",
+        "report",
+        "warmup",
+    },
     {"catalog", "engines", "checkpoint", "parts", "stepping"},
     {"evaluation", "plot"},
     {"trainer"},
@@ -29,7 +40,7 @@ SIBLINGS = {
     "masks": {"spaces"},
     "ops": {"autograd", "library", "results"},  # in eager calls; where torch.compile traces; the types of results
     "warmup": {"rollout"},  # what it asks of a group
-    "policy": {"actions", "normalize"},  # a policy owns its action distribution and its observation statistics
+    "policy": {"actions", "features", "normalize"},  # it owns its action distribution and its observation statistics
 }
 ONLY_IMPORTER = {
     "_C": {"autograd", "library", "ops"},

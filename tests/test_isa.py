@@ -16,8 +16,8 @@ from pyppo import ops
 HERE = Path(__file__).parent
 PATHS = ("avx512", "avx2", "portable")
 NEEDS = {"avx512": {"avx512f", "avx512dq", "avx512bw", "avx512vl", "fma"}, "avx2": {"avx2", "fma"}, "portable": set()}
-# What each path runs: every comparison with the float64 reference and the cases worked out by hand.
-SELECTED = "(reference or hand or torch or philox or strides or edges or numerics) and not scalar"
+# What each path runs: every comparison with the float64 reference and the cases worked out by hand; the engine as well.
+SELECTED = "(reference or hand or torch or philox or strides or edges or numerics or native_masks) and not scalar"
 FILES = (
     "test_gae.py",
     "test_ppo_loss.py",
@@ -27,6 +27,7 @@ FILES = (
     "test_sample.py",
     "test_adam.py",
     "test_numerics.py",
+    "test_native_masks.py",
 )
 
 

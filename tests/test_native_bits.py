@@ -67,6 +67,27 @@ def test_every_ratio_is_one_at_first(name, activation, hidden_sizes, shared_trun
     assert table[:, len(STATS)].sum() == rollout.valid.sum()
 
 
+@DOUBLE
+@pytest.mark.parametrize("shared_trunk", [False, True])
+def test_a_state_dependent_deviation_changes_none_of_this(shared_trunk, double, kernel_threads):
+    """The same bits in any batch and at any number of threads, and ratios that are exactly 1."""
+    rows, space = 67, SPACES["box"]
+    config = settings(num_envs=rows, num_minibatches=3, update_epochs=2, objective="kl", clip_coef=1e-7)
+    results = []
+    for threads, parts in ((1, [rows]), (2, [1, 32, 34]), (7, [1] * rows)):
+        kernel_threads(threads)
+        how = {"double": double, "shared_trunk": shared_trunk, "hidden_sizes": (64, 7), "state_dependent_std": True}
+        engine = engine_on("native", space, config, **how)
+        rollout = filled(engine, space, rows=rows)
+        rollout.steps -= T
+        act_in(engine, rollout, parts)
+        table = engine._minibatches(valid_indices(rollout.valid), schedule(config), 0)
+        assert double or table[0, APPROX_KL] == 0.0
+        results.append([table, *written(rollout), *state_of(engine).values()])
+    for result in results[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(result, results[0], strict=True))
+
+
 @pytest.mark.parametrize("name", ["discrete", "box"])
 @DOUBLE
 @pytest.mark.parametrize("shared_trunk", [False, True])

@@ -41,7 +41,8 @@ def tolerance(double):
 
 def assert_acts_alike(native, general, space, *, double, **shape):
     rollouts = [new_rollout(engine, space, **shape) for engine in (native, general)]
-    sent = [act_in(engine, rollout, [4, N - 4]) for engine, rollout in zip((native, general), rollouts, strict=True)]
+    parts = [4, rollouts[0].num_envs - 4]
+    sent = [act_in(engine, rollout, parts) for engine, rollout in zip((native, general), rollouts, strict=True)]
     assert sent[0].dtype == sent[1].dtype
     assert sent[0].shape == sent[1].shape
     near = {"rtol": 1e-6, "atol": 1e-6} if double else {"rtol": 2e-5, "atol": 1e-5}
@@ -295,6 +296,35 @@ def test_a_first_step_beyond_target_kl_is_not_taken():
     assert metrics["updates"] == 0
     assert np.isnan(metrics["loss"])
     assert native.step.item() == 0
+
+
+# --- a log-std of each state's own ------------------------------------------------------------------------------------
+
+
+OWN_STD = {"state_dependent_std": True, "log_std_init": -0.5}
+
+
+@DOUBLE
+@pytest.mark.parametrize("shared_trunk", [False, True])
+@pytest.mark.parametrize("actions", [1, 2, 3, 4, 11])
+def test_a_state_dependent_deviation(actions, shared_trunk, double):
+    """Acting, updates with a KL penalty, and the exact KL; widths that tiles are loaded and stored by in every way."""
+    space = spaces.Box(-1.0, 1.0, (actions,), np.float32)
+    config = settings(objective="kl", ent_coef=0.1, num_envs=67)
+    how = {"shared_trunk": shared_trunk, "norm_obs": True, **OWN_STD}
+    shape = {"rows": 67}
+    pair = engine_pair(space, config, double=double, **how)
+    sent, rollout = assert_acts_alike(*pair, space, double=double, **shape)
+    assert sent.shape == (T, 67, actions)
+    assert rollout.dist_params["log_std"].std() > 0.1
+    _, metrics = assert_updates_alike(space, config, double=double, drift=0.1, shape=shape, iterations=2, **how)
+    assert metrics["kl"] > 1e-5
+
+
+@pytest.mark.parametrize("fields", FIELDS, ids=str)
+def test_settings_with_a_state_dependent_deviation(fields):
+    config = settings(**fields)
+    assert_updates_alike(SPACES["box"], config, double=True, valid=some_valid(), drift=0.1, **OWN_STD)
 
 
 # --- going on ---------------------------------------------------------------------------------------------------------

@@ -217,6 +217,53 @@ def test_recipes_from_before_there_was_a_trunk_are_read():
     MLPPolicy.from_dict(recipe).load_state_dict(policy.state_dict())
 
 
+LEAVES = spaces.Dict(
+    bits=spaces.MultiBinary((2, 2)),
+    image=spaces.Box(0, 255, (1, 2), np.uint8),
+    kind=spaces.Discrete(3, start=-1),
+    pair=spaces.MultiDiscrete([2, 3], start=[5, 0]),
+    position=spaces.Box(-1, 1, (), np.float64),
+    tile=spaces.Box(0, 9, (1,), np.int32),
+)
+
+
+def test_features_of_every_leaf():
+    policy = policy_for(spaces.Discrete(2), LEAVES)
+    obs = {
+        "bits": np.array([[1, 0], [0, 1]], np.int8), "image": np.array([[255, 51]], np.uint8), "kind": np.int64(1),
+        "pair": np.array([6, 0]), "position": np.float32(0.5), "tile": np.array([7], np.int32),
+    }  # fmt: skip
+    features = policy.prepare({key: torch.as_tensor(x)[None] for key, x in obs.items()})
+    wanted = [1, 0, 0, 1, 1, 0.2, 0, 0, 1, 0, 1, 1, 0, 0, 0.5, 7]
+    torch.testing.assert_close(features, torch.tensor([wanted]))
+    assert policy.num_features == len(wanted)
+    assert np.shape(policy.act(obs)) == ()
+    again = MLPPolicy.from_dict(json.loads(json.dumps(policy.to_dict())))
+    again.load_state_dict(policy.state_dict())
+    assert np.array_equal(again.act(obs, deterministic=True), policy.act(obs, deterministic=True))
+    assert {key: again.obs_space[key] for key in ("bits", "kind", "pair")} == {
+        key: LEAVES[key] for key in ("bits", "kind", "pair")
+    }
+
+
+@pytest.mark.parametrize(("key", "value"), [("kind", 2), ("kind", -2), ("pair", [4, 0]), ("pair", [5, 3])])
+def test_a_value_outside_its_finite_set_is_refused(key, value):
+    policy = policy_for(spaces.Discrete(2), spaces.Dict({key: LEAVES[key]}))
+    with pytest.raises(ValueError, match="an observation of .* it must lie in that space"):
+        policy.act({key: np.array(value)})
+
+
+def test_recipes_of_boxes_by_shape_and_dtype_are_read():
+    policy = policy_for(spaces.Discrete(2), spaces.Dict(b=BOX, a=spaces.Box(0, 255, (2,), np.uint8)))
+    recipe = policy.to_dict()
+    del recipe["obs_space"]
+    recipe["obs_shapes"], recipe["obs_dtypes"] = {"b": [3], "a": [2]}, {"b": "float32", "a": "uint8"}
+    again = MLPPolicy.from_dict(recipe)
+    again.load_state_dict(policy.state_dict())
+    obs = {"a": torch.randint(0, 255, (4, 2), dtype=torch.uint8), "b": torch.randn(4, 3)}
+    assert torch.equal(again.value(obs), policy.value(obs))
+
+
 # --- flat parameters --------------------------------------------------------------------------------------------------
 
 

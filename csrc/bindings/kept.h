@@ -24,6 +24,9 @@ class Kept {
   static Kept optional(py::handle object, const char* name, DLDataType dtype) {
     return object.is_none() ? Kept(name) : Kept(object, name, dtype);
   }
+  static Kept optional(py::handle object, const char* name, std::initializer_list<DLDataType> dtypes) {
+    return object.is_none() ? Kept(name) : Kept(object, name, dtypes);
+  }
 
   explicit operator bool() const { return data_ != nullptr; }
   template <class T>

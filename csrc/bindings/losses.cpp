@@ -74,18 +74,25 @@ LossArgs check_loss(const LossInputs& in, const LossOptions& options, const Tens
 
 void require_batch_rows(const Tensor& t, const Tensor& network) { require_shape(t, {network.size(0)}, "[B]"); }
 
-// Results of a loss: [8] metrics, the loss itself, and a gradient for each given input.
+// Results of a loss: [8] metrics, the loss itself, and a gradient for each given input, of which the first is `values`.
 class LossOutputs {
  public:
-  LossOutputs(const Tensor& network, DLDataType dtype)
-      : out_(network), on_cpu_(!network.is_cuda()), itemsize_(dtype.bits / 8) {
+  LossOutputs(const Tensor& network, const Tensor& values) : out_(network), on_cpu_(!network.is_cuda()) {
+    const DLDataType dtype = compute_dtype(network);
+    itemsize_ = dtype.bits / 8;
     stats_ = out_.add(dtype, {num_loss_stats});
     loss_ = on_cpu_ ? out_.add(dtype, {}) : -1;
+    d_values = add_like(values);
   }
   int add_like(const Tensor& t) { return t.present ? out_.add(t.dtype, t.ndim, t.shape) : -1; }
-  void allocate() { out_.allocate(); }
+  void allocate(LossArgs& args) {
+    out_.allocate();
+    args.stats = out_.data(stats_);
+    args.d_values = data(d_values);
+  }
   void* data(int i) const { return i < 0 ? nullptr : out_.data(i); }
-  void* stats() const { return out_.data(stats_); }
+
+  int d_values;
 
   // (loss, metrics, (the gradients asked for)). On CUDA the loss is None: the caller makes a view of the metrics.
   py::tuple take_all(std::initializer_list<int> gradients) {
@@ -173,12 +180,10 @@ py::tuple ppo_loss_grad(py::handle distribution, py::handle logits, py::handle m
   args.old_log_std = old_log_std->data;
 
   const DeviceGuard guard(network);
-  LossOutputs out(network, compute_dtype(network));
+  LossOutputs out(network, in.values);
   const int d_logits = out.add_like(dist.logits), d_mean = out.add_like(dist.mean),
-            d_log_std = out.add_like(dist.log_std), d_values = out.add_like(in.values);
-  out.allocate();
-  args.loss.stats = out.stats();
-  args.loss.d_values = out.data(d_values);
+            d_log_std = out.add_like(dist.log_std);
+  out.allocate(args.loss);
   args.d_logits = out.data(d_logits);
   args.d_mean = out.data(d_mean);
   args.d_log_std = out.data(d_log_std);
@@ -189,7 +194,7 @@ py::tuple ppo_loss_grad(py::handle distribution, py::handle logits, py::handle m
   } else {
     raise_row_error(run_cpu(network.numel(), [&] { return cpu::ppo_loss(args); }));
   }
-  return out.take_all({d_logits, d_mean, d_log_std, d_values});
+  return out.take_all({d_logits, d_mean, d_log_std, out.d_values});
 }
 
 py::tuple surrogate_loss_grad(py::handle logp_, py::handle old_logp, py::handle advantages, py::handle entropy_,
@@ -219,12 +224,9 @@ py::tuple surrogate_loss_grad(py::handle logp_, py::handle old_logp, py::handle 
   args.kl = kl->data;
 
   const DeviceGuard guard(logp);
-  LossOutputs out(logp, compute_dtype(logp));
-  const int d_logp = out.add_like(logp), d_entropy = out.add_like(entropy), d_values = out.add_like(in.values),
-            d_kl = out.add_like(kl);
-  out.allocate();
-  args.loss.stats = out.stats();
-  args.loss.d_values = out.data(d_values);
+  LossOutputs out(logp, in.values);
+  const int d_logp = out.add_like(logp), d_entropy = out.add_like(entropy), d_kl = out.add_like(kl);
+  out.allocate(args.loss);
   args.d_logp = out.data(d_logp);
   args.d_entropy = out.data(d_entropy);
   args.d_kl = out.data(d_kl);
@@ -234,7 +236,7 @@ py::tuple surrogate_loss_grad(py::handle logp_, py::handle old_logp, py::handle 
   } else {
     run_cpu(args.loss.batch, [&] { cpu::surrogate_loss(args); });
   }
-  return out.take_all({d_logp, d_entropy, d_values, d_kl});
+  return out.take_all({d_logp, d_entropy, out.d_values, d_kl});
 }
 
 // Whether a floating scalar is exactly 1; false where that cannot be read, or not without waiting for a device.

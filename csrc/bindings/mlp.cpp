@@ -50,6 +50,7 @@ class MlpEngine {
         exp_avg_sq_(given["exp_avg_sq"], "exp_avg_sq", params_.dtype()),
         step_(given["step"], "step", kInt64),
         obs_(given["obs"], "obs", kFloat32),
+        action_mask_(Kept::optional(given["action_mask"], "action_mask", {kBool, kUInt8, kInt8})),
         obs_mean_(Kept::optional(given["obs_mean"], "obs_mean", kFloat32)),
         obs_scale_(Kept::optional(given["obs_scale"], "obs_scale", kFloat32)),
         actions_(given["actions"], "actions", {kInt64, kFloat32}),
@@ -82,6 +83,7 @@ class MlpEngine {
     a.dist = dist_;
     a.rows = count;
     a.obs = obs_.as<float>() + at * width_;
+    if (action_mask_) a.action_mask = action_mask_.as<uint8_t>() + at * num_params();
     a.seed = noise_seed_;
     a.row_offset = first;
     a.steps = steps_.as<int64_t>() + first;
@@ -96,10 +98,9 @@ class MlpEngine {
     a.action_low = action_low_.as<double>();
     a.action_high = action_high_.as<double>();
     a.rescale = rescale_;
-    const RowErrors errors = run_cpu(count * multiplications_ / 64, [&] { return cpu::mlp_act(a); });
-    if (errors.distribution >= 0)
-      throw std::invalid_argument("the policy gives no distribution to draw from in row " +
-                                  std::to_string(first + errors.distribution) + "; its outputs must be finite");
+    RowErrors errors = run_cpu(count * multiplications_ / 64, [&] { return cpu::mlp_act(a); });
+    if (errors.distribution >= 0) errors.distribution += first;
+    raise_row_error(errors);
   }
 
   py::object value(py::handle obs_) {
@@ -168,7 +169,7 @@ class MlpEngine {
  private:
   bool is_normal() const { return dist_.kind == Distribution::normal; }
   int64_t parts() const { return dist_.num_parts; }
-  int64_t num_params() const { return layers_[size_t(mlp_.num_trunk + mlp_.num_actor - 1)].outputs; }
+  int64_t num_params() const { return dist_.width; }
 
   void run_value(const float* obs, int64_t rows, float* values) {
     const MlpValueArgs a{mlp_, rows, obs, values};
@@ -225,22 +226,36 @@ class MlpEngine {
     dist_.kind = family == Family::normal      ? Distribution::normal
                  : family == Family::bernoulli ? Distribution::bernoulli
                                                : Distribution::categorical;
+    const int64_t outputs = layers_[size_t(mlp_.num_trunk + mlp_.num_actor - 1)].outputs;
+    dist_.width = outputs;
+    if (is_normal()) read_log_std(given["log_std_offset"], given["log_std_limit"]);
     if (family == Family::multi_categorical)
       nvec_ = read_nvec(given["nvec"]);
     else if (family == Family::categorical)
-      nvec_.push_back(num_params());
+      nvec_.push_back(outputs);
     int64_t sum = 0;
     for (int64_t n : nvec_) sum += n;
-    if (!nvec_.empty() && sum != num_params())
-      detail::fail("nvec", "sums to " + std::to_string(sum),
-                   "sum to the actor's outputs, " + std::to_string(num_params()));
+    if (!nvec_.empty() && sum != outputs)
+      detail::fail("nvec", "sums to " + std::to_string(sum), "sum to the actor's outputs, " + std::to_string(outputs));
     dist_.nvec = nvec_.data();
     dist_.num_parts = nvec_.empty() ? num_params() : int64_t(nvec_.size());
-    if (is_normal()) {
-      dist_.log_std = int64_t(integer_of(given["log_std_offset"], "log_std_offset", uint64_t(params_.numel())));
-      if (dist_.log_std + num_params() > params_.numel())
-        detail::fail("log_std_offset", "is " + std::to_string(dist_.log_std), "lie inside params with all of log_std");
+  }
+
+  void read_log_std(py::handle offset, py::handle limit) {
+    if (offset.is_none()) {
+      dist_.log_std_limit = number_of(limit, "log_std_limit");
+      require_number(dist_.log_std_limit > 0 && std::isfinite(dist_.log_std_limit), "log_std_limit",
+                     dist_.log_std_limit, "finite and greater than 0");
+      if (dist_.width % 2 != 0)
+        detail::fail("layers", "ends the actor with " + std::to_string(dist_.width) + " outputs",
+                     "have as many log standard deviations as means where log_std_offset is None");
+      dist_.width /= 2;
+      dist_.log_std = -1;
+      return;
     }
+    dist_.log_std = int64_t(integer_of(offset, "log_std_offset", uint64_t(params_.numel())));
+    if (dist_.log_std + dist_.width > params_.numel())
+      detail::fail("log_std_offset", "is " + std::to_string(dist_.log_std), "lie inside params with all of log_std");
   }
 
   void check_shapes() {
@@ -265,6 +280,8 @@ class MlpEngine {
     for (const Kept* column : {&logp_, &advantages_, &returns_}) column->require({t, n}, "[T, N]");
     values_.require({t + 1, n}, "[T + 1, N]");
     steps_.require({n}, "[N]");
+    action_mask_.require({t + 1, n, num_params()}, "[T + 1, N, A]");
+    if (is_normal()) refuse(bool(action_mask_), "action_mask", "a normal distribution");
     old_params_.require({t, n, num_params()}, "[T, N, A]");
     old_log_std_.require({t, n, num_params()}, "[T, N, A]");
     if (is_normal() && bool(old_params_) != bool(old_log_std_))
@@ -292,8 +309,9 @@ class MlpEngine {
     MlpUpdateArgs a{};
     a.mlp = mlp_;
     a.dist = dist_;
-    a.rollout = {obs_.as<float>(),     actions_.data(),     logp_.as<float>(),       advantages_.as<float>(),
-                 returns_.as<float>(), values_.as<float>(), old_params_.as<float>(), old_log_std_.as<float>()};
+    a.rollout = {obs_.as<float>(),    action_mask_.as<uint8_t>(), actions_.data(),
+                 logp_.as<float>(),   advantages_.as<float>(),    returns_.as<float>(),
+                 values_.as<float>(), old_params_.as<float>(),    old_log_std_.as<float>()};
     a.rows = index;
     a.num_rows = rows->numel();
     a.loss.denominator = std::numeric_limits<double>::quiet_NaN();
@@ -309,8 +327,9 @@ class MlpEngine {
     return a;
   }
 
-  Kept params_, grads_, exp_avg_, exp_avg_sq_, step_, obs_, obs_mean_, obs_scale_, actions_, logp_, values_,
-      advantages_, returns_, steps_, old_params_, old_log_std_, env_actions_, action_start_, action_low_, action_high_;
+  Kept params_, grads_, exp_avg_, exp_avg_sq_, step_, obs_, action_mask_, obs_mean_, obs_scale_, actions_, logp_,
+      values_, advantages_, returns_, steps_, old_params_, old_log_std_, env_actions_, action_start_, action_low_,
+      action_high_;
   bool rescale_;
   uint64_t noise_seed_, order_seed_;
   std::vector<DenseLayer> layers_;

@@ -59,6 +59,16 @@ PYBIND11_MODULE(_C, m) {
   using namespace pyppo;
   using namespace pyppo::bindings;
   using namespace py::literals;
+  // Of what pybind11 calls itself, the exceptions that it does not know; the rest is left to it.
+  py::register_local_exception_translator([](std::exception_ptr thrown) {
+    try {
+      if (thrown) std::rethrow_exception(thrown);
+    } catch (const PythonError&) {
+      // already set
+    } catch (const TypeError& error) {
+      PyErr_SetString(PyExc_TypeError, error.what());
+    }
+  });
   m.doc() = "pyppo's kernels. Arguments are positional; pyppo.ops is the documented face.";
   bind_gae(m);
   bind_losses(m);

@@ -27,7 +27,6 @@ class Layers {
   // The layer whose output is layer l's input; -1: the features.
   int64_t source(int64_t l) const { return l == actor() || l == critic() ? mlp_.num_trunk - 1 : l - 1; }
   int64_t features() const { return mlp_.layers[0].inputs; }
-  int64_t num_actions() const { return mlp_.layers[actor_head()].outputs; }
 
   int64_t widest() const {
     int64_t most = features();
@@ -98,6 +97,19 @@ inline void differentiate(Activation kind, T* __restrict y, const T* __restrict 
     case Activation::silu:
       return for_tile<L, T>(width, vectors, [=](int64_t i) { y[i] = d[i] * math::silu_derivative(inputs[i]); });
   }
+}
+
+// Outputs of the actor become log standard deviations.
+template <int L, class T>
+inline void bound_log_stds(T* __restrict x, int64_t width, int vectors, T limit) {
+  for_tile<L, T>(width, vectors, [=](int64_t i) { x[i] = math::bounded_log_std(x[i], limit); });
+}
+
+// And back: `log_std` becomes the gradient of what it was, `d` being its own.
+template <int L, class T>
+inline void differentiate_log_stds(T* __restrict log_std, const T* __restrict d, int64_t width, int vectors, T limit) {
+  for_tile<L, T>(width, vectors,
+                 [=](int64_t i) { log_std[i] = d[i] * math::bounded_log_std_derivative(log_std[i], limit); });
 }
 
 // Features of one row, as pyppo.normalize computes them: in float32, whatever the arithmetic's type.
@@ -268,8 +280,8 @@ class ForwardBlock {
     block_.forward(0, mlp_.num_trunk);
   }
 
-  // The actor's outputs [A][L], and the critic's [L].
-  const T* actor() {
+  // The actor's outputs [outputs][L], and the critic's [L].
+  T* actor() {
     block_.forward(layers_.actor(), layers_.critic());
     return block_.output(layers_.actor_head());
   }
@@ -277,6 +289,7 @@ class ForwardBlock {
     block_.forward(layers_.critic(), layers_.count());
     return block_.output(layers_.critic_head());
   }
+  int vectors() const { return tiles_.vectors; }
 
  private:
   const Mlp& mlp_;

@@ -83,15 +83,21 @@ void send_actions(const MlpActArgs& a, const void* actions, int64_t first, int64
 template <template <class, int> class Tile, class T>
 RowErrors act_block(const MlpActArgs& a, int64_t first, int64_t count) {
   const Layers layers(a.mlp);
-  const int64_t width = layers.num_actions(), parts = a.dist.num_parts;
-  const bool normal = a.dist.kind == Distribution::normal;
+  const int64_t width = a.dist.width, parts = a.dist.num_parts;
+  const bool normal = a.dist.kind == Distribution::normal, own_log_std = normal && a.dist.log_std < 0;
   ForwardBlock<T, L> block(a.mlp);
   block.load(a.obs + first * layers.features(), count);
 
-  Scratch<T> memory(size_t(2 * width + 2) * L);
-  T *params = memory.get(), *drawn = params + width * L, *logp = drawn + width * L, *entropy = logp + L;
-  store_tile<L>(params, block.actor(), int(count), width);
-  const T* log_std = static_cast<const T*>(a.mlp.params) + a.dist.log_std;
+  Scratch<T> memory(size_t((own_log_std ? 3 : 2) * width + 2) * L);
+  T *params = memory.get(), *drawn = params + width * L, *logp = drawn + width * L, *entropy = logp + L,
+    *log_stds = entropy + L;
+  T* outputs = block.actor();
+  store_tile<L>(params, outputs, int(count), width);
+  if (own_log_std) {
+    bound_log_stds<L>(outputs + width * L, width, block.vectors(), T(a.dist.log_std_limit));
+    store_tile<L>(log_stds, outputs + width * L, int(count), width);
+  }
+  const T* log_std = own_log_std ? log_stds : static_cast<const T*>(a.mlp.params) + a.dist.log_std;
   SampleArgs s{};
   s.batch = count;
   s.dist.kind = a.dist.kind;
@@ -100,13 +106,18 @@ RowErrors act_block(const MlpActArgs& a, int64_t first, int64_t count) {
   s.dist.num_parts = parts;
   s.dist.logits = s.dist.mean = params;
   s.dist.log_std = log_std;
+  s.dist.action_mask = a.action_mask == nullptr ? nullptr : a.action_mask + first * width;
   s.seed = a.seed;
   s.row_offset = a.row_offset + first;
   s.steps = a.steps + first;
   s.actions = normal ? static_cast<void*>(drawn) : static_cast<int64_t*>(a.actions) + first * parts;
   s.logp = logp;
   s.entropy = entropy;
-  RowErrors errors = sample_block<Tile, T, L>(s, 0, count);
+  const auto draw = [&](bool per_sample_log_std) {
+    s.dist.per_sample_log_std = per_sample_log_std;
+    return sample_block<Tile, T, L>(s, 0, count);
+  };
+  RowErrors errors = own_log_std ? draw(true) : draw(false);  // a copy of the draw for each
 
   void* actions = s.actions;
   if (normal) {
@@ -119,7 +130,8 @@ RowErrors act_block(const MlpActArgs& a, int64_t first, int64_t count) {
   if (a.old_params != nullptr)
     for (int64_t i = 0; i < count * width; ++i) a.old_params[first * width + i] = float(params[i]);
   if (a.old_log_std != nullptr)
-    for (int64_t i = 0; i < count * width; ++i) a.old_log_std[first * width + i] = float(log_std[i % width]);
+    for (int64_t i = 0; i < count * width; ++i)
+      a.old_log_std[first * width + i] = float(log_std[own_log_std ? i : i % width]);
   const T* values = block.critic();
   for (int64_t i = 0; i < count; ++i) a.values[first + i] = float(values[i]);
   if (errors.distribution >= 0) errors.distribution += first;

@@ -22,6 +22,8 @@ constexpr int64_t narrow_task_rows = 12, wide_task_rows = 48;
 inline int64_t task_rows(const DenseLayer& layer) { return layer.outputs < 256 ? narrow_task_rows : wide_task_rows; }
 constexpr int64_t least_packed_rows = 128;  // rows of a minibatch from which on packing wide layers pays
 
+inline bool any(const RowErrors& errors) { return errors.action >= 0 || errors.distribution >= 0; }
+
 // Minibatches of up to `capacity` rows: the memory for one, and the steps through it.
 template <template <class, int> class Tile, class T>
 class Minibatches {
@@ -30,7 +32,9 @@ class Minibatches {
       : a_(a),
         layers_(a.mlp),
         num_features_(layers_.features()),
-        num_params_(layers_.num_actions()),
+        num_params_(a.dist.width),
+        shared_log_std_(a.dist.kind == Distribution::normal && a.dist.log_std >= 0),
+        own_log_std_(a.dist.kind == Distribution::normal && a.dist.log_std < 0),
         num_outputs_(layers_.outputs_before(layers_.count())),
         blocks_((capacity + L - 1) / L),
         features_(size_t(capacity * num_features_ + vector_lanes<T>)),
@@ -39,8 +43,9 @@ class Minibatches {
         inputs_(a.mlp.activation == Activation::silu ? size_t(blocks_ * num_outputs_ * L) : 0),
         columns_(size_t(capacity * 6)),
         params_(size_t(capacity * num_params_ * 3)),
+        log_stds_(own_log_std_ ? size_t(capacity * num_params_ * 3) : size_t(num_params_)),
+        masks_(a.rollout.action_mask != nullptr ? size_t(capacity * num_params_) : 0),
         actions_(size_t(capacity * a.dist.num_parts)),
-        old_log_std_(size_t(num_params_)),
         sums_(size_t(blocks_ * num_sums)),
         log_std_sums_(size_t(blocks_ * num_params_)),
         errors_(size_t(blocks_)),
@@ -71,7 +76,7 @@ class Minibatches {
                  [&](int64_t b) { errors_.get()[b] = block(b, min_of((b + 1) * L, batch), moments, with_gradients); });
     finish_stats<T>(loss_.loss, moments, sums_.get(), blocks);
     for (int64_t b = 0; b < blocks; ++b)
-      if (errors_.get()[b].action >= 0) return errors_.get()[b];
+      if (any(errors_.get()[b])) return rows_of(errors_.get()[b]);
     return {};
   }
 
@@ -88,7 +93,7 @@ class Minibatches {
       weight_gradient<L>(x, capacity_, dy, num_outputs_ * L, batch, layer.inputs, task.begin, task.end,
                          grads + layer.weight, grads + layer.bias);
     });
-    if (a_.dist.kind != Distribution::normal) return;
+    if (!shared_log_std_) return;
     for (int64_t j = 0; j < num_params_; ++j) {
       double sum = 0;
       for (int64_t b = 0; b * L < batch; ++b) sum += log_std_sums_.get()[b * num_params_ + j];
@@ -111,14 +116,16 @@ class Minibatches {
   T* old_values() const { return column(3); }
   T* values() const { return column(4); }
   T* d_values() const { return column(5); }
-  T* outputs_of_actor() const { return params_.get(); }
-  T* d_outputs_of_actor() const { return params_.get() + capacity_ * num_params_; }
+  T* params() const { return params_.get(); }
+  T* d_params() const { return params_.get() + capacity_ * num_params_; }
   T* old_params() const { return params_.get() + 2 * capacity_ * num_params_; }
+  T* log_stds() const { return log_stds_.get(); }
+  T* d_log_stds() const { return log_stds_.get() + capacity_ * num_params_; }
+  T* old_log_stds() const { return log_stds_.get() + (own_log_std_ ? 2 * capacity_ * num_params_ : 0); }
   T* hidden_rows(int64_t l) const { return hidden_.get() + capacity_ * layers_.outputs_before(l); }
 
   void describe_loss() {
     const bool normal = a_.dist.kind == Distribution::normal;
-    const T* log_std = static_cast<const T*>(a_.mlp.params) + a_.dist.log_std;
     loss_.loss = a_.loss;
     loss_.loss.dtype = loss_.loss.network_dtype = a_.mlp.dtype;
     loss_.loss.old_logp = old_logp();
@@ -132,22 +139,34 @@ class Minibatches {
     loss_.dist.width = num_params_;
     loss_.dist.nvec = a_.dist.nvec;
     loss_.dist.num_parts = a_.dist.num_parts;
-    loss_.dist.logits = loss_.dist.mean = outputs_of_actor();
-    loss_.dist.log_std = log_std;
-    loss_.d_logits = loss_.d_mean = d_outputs_of_actor();
+    loss_.dist.logits = loss_.dist.mean = params();
+    loss_.dist.log_std = own_log_std_ ? log_stds() : static_cast<const T*>(a_.mlp.params) + a_.dist.log_std;
+    loss_.dist.per_sample_log_std = own_log_std_;
+    loss_.dist.action_mask = a_.rollout.action_mask != nullptr ? masks_.get() : nullptr;
+    loss_.d_logits = loss_.d_mean = d_params();
+    loss_.d_log_std = own_log_std_ ? d_log_stds() : nullptr;
     loss_.actions = actions_.get();
     loss_.action_bytes = 8;
     if (a_.rollout.old_params == nullptr) return;
     (normal ? loss_.old_mean : loss_.old_logits) = old_params();
-    if (!normal) return;
-    loss_.old_log_std = old_log_std_.get();  // one for all rows: the policy was fixed while they were collected
-    if (a_.num_rows == 0) return;
+    if (normal) loss_.old_log_std = old_log_stds();
+    if (!shared_log_std_ || a_.num_rows == 0) return;
+    // One for all rows: the policy was fixed while they were collected.
     const float* kept = a_.rollout.old_log_std + a_.rows[0] * num_params_;
-    for (int64_t j = 0; j < num_params_; ++j) old_log_std_.get()[j] = T(kept[j]);
+    for (int64_t j = 0; j < num_params_; ++j) old_log_stds()[j] = T(kept[j]);
   }
 
   void gather(T* to, const float* from, int64_t first, int64_t end) const {
     for (int64_t i = first; i < end; ++i) to[i] = T(from[index_[i]]);
+  }
+
+  // Rows of A elements; `from` may be null.
+  template <class To, class From>
+  void gather_wide(To* to, const From* from, int64_t first, int64_t end) const {
+    if (from == nullptr) return;
+    const int64_t width = num_params_, *index = index_;  // copies: bytes written could be anything's
+    for (int64_t i = first; i < end; ++i)
+      for (int64_t j = 0; j < width; ++j) to[i * width + j] = To(from[index[i] * width + j]);
   }
 
   // The rows [first, end) of the minibatch, from the rollout; their features [end - first, F].
@@ -166,10 +185,17 @@ class Minibatches {
       else
         for (int64_t j = 0; j < parts; ++j)
           actions_.get()[i * parts + j] = static_cast<const int64_t*>(r.actions)[index_[i] * parts + j];
-      if (r.old_params != nullptr)
-        for (int64_t j = 0; j < num_params_; ++j)
-          old_params()[i * num_params_ + j] = T(r.old_params[index_[i] * num_params_ + j]);
     }
+    gather_wide(masks_.get(), r.action_mask, first, end);
+    gather_wide(old_params(), r.old_params, first, end);
+    if (own_log_std_) gather_wide(old_log_stds(), r.old_log_std, first, end);
+  }
+
+  // A minibatch's rows as those of the rollout.
+  RowErrors rows_of(RowErrors errors) const {
+    if (errors.action >= 0) errors.action = index_[errors.action];
+    if (errors.distribution >= 0) errors.distribution = index_[errors.distribution];
+    return errors;
   }
 
   // A tile [width][L] to the rows from `first` on of panels [capacity, width].
@@ -192,32 +218,45 @@ class Minibatches {
     const MlpBlock<T, L> network(a_.mlp, tiles, &packed_);
     const int64_t actor = layers_.actor_head(), critic = layers_.critic_head();
     network.forward(0, layers_.count());
-    store_tile<L>(outputs_of_actor() + first * num_params_, network.output(actor), count, num_params_);
+    T *outputs = network.output(actor), *own_log_stds = outputs + num_params_ * L;
+    const int64_t at = first * num_params_;
+    store_tile<L>(params() + at, outputs, count, num_params_);
+    if (own_log_std_) {
+      bound_log_stds<L>(own_log_stds, num_params_, tiles.vectors, T(a_.dist.log_std_limit));
+      store_tile<L>(log_stds() + at, own_log_stds, count, num_params_);
+    }
     store_tile<L>(values() + first, network.output(critic), count, 1);
-    const RowErrors errors =
-        loss_block<Tile, T, L>(loss_, moments, first, end, sums_.get() + b * num_sums,
-                               a_.dist.kind == Distribution::normal ? log_std_sums_.get() + b * num_params_ : nullptr);
+    const RowErrors errors = loss_block<Tile, T, L>(loss_, moments, first, end, sums_.get() + b * num_sums,
+                                                    shared_log_std_ ? log_std_sums_.get() + b * num_params_ : nullptr);
     if (!with_gradients) return errors;
     store_panels(features_.get(), first, count, feature_tile.get(), num_features_);
     for (int64_t l = 0; l < layers_.count(); ++l)
       if (!layers_.is_head(l)) store_panels(hidden_rows(l), first, count, network.output(l), layers_[l].outputs);
-    load_tile<L>(network.output(actor), d_outputs_of_actor() + first * num_params_, count, num_params_);
+    load_tile<L>(outputs, d_params() + at, count, num_params_);
     load_tile<L>(network.output(critic), d_values() + first, count, 1);
     const Scratch<T> scratch(size_t(2 * layers_.widest() * L));
+    if (own_log_std_) {
+      load_tile<L>(scratch.get(), d_log_stds() + at, count, num_params_);
+      differentiate_log_stds<L>(own_log_stds, scratch.get(), num_params_, tiles.vectors, T(a_.dist.log_std_limit));
+    }
     network.backward(scratch.get());
     return errors;
   }
 
   const MlpUpdateArgs& a_;
   const Layers layers_;
-  const int64_t num_features_, num_params_, num_outputs_, blocks_;
+  const int64_t num_features_, num_params_;
+  const bool shared_log_std_, own_log_std_;  // a normal's: a parameter, or the actor's outputs after the means
+  const int64_t num_outputs_, blocks_;
   const Scratch<T> features_;  // panels of [capacity, F]
   const Scratch<T> hidden_;    // panels of [capacity, outputs] for each layer that feeds another
   const Scratch<T> outputs_;   // [blocks][all layers' outputs][L]; after backward the gradients of their inputs
   const Scratch<T> inputs_;    // the same, of what was activated; silu only
-  const Scratch<T> columns_, params_;
+  const Scratch<T> columns_;
+  const Scratch<T> params_;    // [capacity, A] of logits or means, their gradients, the old ones
+  const Scratch<T> log_stds_;  // the same, of log_stds; where all rows share one, only the old one [A]
+  const Scratch<uint8_t> masks_;
   const Scratch<int64_t> actions_;  // or T, for a normal
-  const Scratch<T> old_log_std_;
   const Scratch<double> sums_, log_std_sums_;
   const Scratch<RowErrors> errors_;
   const Scratch<WeightTask> tasks_;
@@ -269,7 +308,7 @@ RowErrors update_of(const MlpUpdateArgs& a) {
       const int64_t start = a.num_rows * part / parts, stop = a.num_rows * (part + 1) / parts;
       if (start == stop) continue;
       const RowErrors errors = minibatch.pass(order.get() + start, stop - start, true);
-      if (errors.action >= 0) return errors;
+      if (any(errors)) return errors;
       if (!step(a, minibatch, apply_adam<T>)) return {};
     }
   }
@@ -285,7 +324,7 @@ RowErrors kl_of(const MlpUpdateArgs& a) {
   for (int64_t first = 0; first < a.num_rows; first += chunk) {
     const int64_t count = a.num_rows - first < chunk ? a.num_rows - first : chunk;
     const RowErrors errors = rows.pass(a.rows + first, count, false);
-    if (errors.action >= 0) return errors;
+    if (any(errors)) return errors;
     sum += rows.stat(stat_kl) * double(count);
   }
   a.stats[0] = sum / double(a.num_rows);

@@ -1,4 +1,5 @@
-// The activations of a network's hidden layers, and their derivatives.
+// The activations of a network's hidden layers, and of its outputs where those are log standard deviations, and their
+// derivatives.
 #pragma once
 
 #include "scalar.h"
@@ -54,6 +55,12 @@ PYPPO_FN T silu(T x) {
   return x * math::sigmoid(x);
 }
 
+// A log standard deviation between -limit and limit, nearly x itself where x is small.
+template <class T>
+PYPPO_FN T bounded_log_std(T x, T limit) {
+  return limit * math::tanh(x / limit);
+}
+
 // Derivatives, from the output y where that is enough, else from the input.
 template <class T>
 PYPPO_FN T tanh_derivative(T y) {
@@ -74,6 +81,11 @@ template <class T>
 PYPPO_FN T silu_derivative(T x) {
   const T s = math::sigmoid(x);
   return s * (T(1) + x * (T(1) - s));
+}
+
+template <class T>
+PYPPO_FN T bounded_log_std_derivative(T y, T limit) {
+  return tanh_derivative(y / limit);
 }
 
 }  // namespace pyppo::math

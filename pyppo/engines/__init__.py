@@ -39,13 +39,19 @@ class Engine(Protocol):
     """Where the rollout must lie."""
     dist_shapes: dict[str, tuple[int, ...]] | None
     """What the rollout must keep of the distribution that acted (name to shape of one row); None: nothing."""
+    state_shape: tuple[int, ...] | None
+    """What the rollout must keep of the state that the policy carries, one environment's; None: it has none."""
 
     def act(self, rollout: Rollout, t: int, rows: slice) -> np.ndarray:
         """Fill row `t` of `rows` with action, log-prob and value; return the environment's actions [n, *shape]."""
         ...
 
-    def value(self, obs: Mapping[str, np.ndarray | Tensor]) -> Tensor:
-        """Values [n] of observations that are not in the rollout (same-step autoreset's final ones)."""
+    def value(self, obs: Mapping[str, np.ndarray | Tensor], state: Tensor | None = None) -> Tensor:
+        """Values [n] of observations that are not in the rollout (same-step autoreset's final ones).
+
+        Args:
+            state: [n, *state_shape], what flows into them, for a policy that carries a state.
+        """
         ...
 
     def bootstrap(self, rollout: Rollout) -> None:
@@ -81,6 +87,7 @@ def make_engine(config: Config, policy: nn.Module, distribution: Distribution) -
             asked for cannot run it.
     """
     from pyppo.engines.native_engine import NativeEngine, why_not
+    from pyppo.engines.sequence_engine import SequenceEngine
     from pyppo.engines.torch_engine import TorchEngine
 
     device = resolve_device(config.device, policy)
@@ -89,7 +96,8 @@ def make_engine(config: Config, policy: nn.Module, distribution: Distribution) -
     if config.engine == "native" or (config.engine == "auto" and unfit is None):
         engine = NativeEngine(policy, config, device, distribution)
     else:
-        engine = TorchEngine(policy, config, device, distribution)
+        kind = TorchEngine if getattr(policy, "state_shape", None) is None else SequenceEngine
+        engine = kind(policy, config, device, distribution)
     if config.engine != "auto":
         engine.reason = "as asked for"
     else:

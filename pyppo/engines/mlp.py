@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pyppo.actions import Distribution
-from pyppo.policy import MLPPolicy
+from pyppo.policy import ActorCriticPolicy
+from pyppo.policy.actor_critic import LOG_STD_LIMIT
 
 _ACTIVATIONS: dict[type[nn.Module], str] = {nn.Tanh: "tanh", nn.ReLU: "relu", nn.ELU: "elu", nn.SiLU: "silu"}
-_METHODS = ("heads", "prepare", "value", "evaluate")  # an MLPPolicy's forward pass, which must be its own
+# A built-in policy's forward pass, which must be its own.
+_METHODS = ("heads", "prepare", "value", "evaluate", "_hidden", "_params")
 _CHANGES = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "forward")
 _DTYPES = (torch.float32, torch.float64)
 
@@ -29,6 +30,8 @@ class Mlp(NamedTuple):
     critic: tuple[nn.Linear, ...]
     activation: str
     """"tanh", "relu", "elu" or "silu"; one for all layers."""
+    log_std_limit: float | None
+    """L, where the actor puts out means and then x, and log-std is L tanh(x / L) of each state."""
     log_std: nn.Parameter | None
     """[D], the deviation that all states share (normal only)."""
 
@@ -44,29 +47,42 @@ def read_mlp(policy: nn.Module, distribution: Distribution) -> Mlp:
     Raises:
         UnfitError: it is no MLPPolicy that computes what its layers say, or a layer or parameter is of another kind.
     """
-    if not isinstance(policy, MLPPolicy):
+    if getattr(policy, "state_shape", None) is not None:
+        raise UnfitError("the policy is recurrent")
+    if isinstance(policy, ActorCriticPolicy) and policy.encoder is not None:
+        raise UnfitError(f"the policy's network is {policy.network}, not an mlp")
+    if not isinstance(policy, ActorCriticPolicy):
         raise UnfitError(f"the policy is a {type(policy).__name__}, not an MLPPolicy")
     for name in _METHODS:
-        if getattr(type(policy), name) is not getattr(MLPPolicy, name) or name in vars(policy):
+        if getattr(type(policy), name) is not getattr(ActorCriticPolicy, name) or name in vars(policy):
             raise UnfitError(f"the policy, a {type(policy).__name__}, has a {name}() of its own")
     if getattr(policy, "auxiliary_loss", None) is not None:
         raise UnfitError("the policy has an auxiliary_loss()")
     if (policy.distribution.kind, policy.distribution.nvec) != (distribution.kind, distribution.nvec):
-        raise UnfitError(f"the policy's distribution is {policy.distribution.kind}, not {distribution.kind}")
+        raise UnfitError(f"the policy's distribution is {_named(policy.distribution)}, not {_named(distribution)}")
+    if policy.masked and distribution.kind == "normal":
+        raise UnfitError("the observations have an action mask, and a normal distribution has no actions to forbid")
     activations: dict[str, str] = {}
     trunk, actor, critic = (_read_part(policy, name, activations) for name in ("trunk", "actor", "critic"))
     if len(set(activations.values())) > 1:
         first, other = _two_that_differ(activations)
         raise UnfitError(f"{first} is {activations[first]} and {other} is {activations[other]}, not the same")
-    _check_widths(policy, trunk, actor, distribution.num_params, "actor")
+    outputs = distribution.num_params * (2 if policy.state_dependent_std else 1)
+    _check_widths(policy, trunk, actor, outputs, "actor")
     _check_widths(policy, trunk, critic, 1, "critic")
-    log_std = policy.log_std if distribution.kind == "normal" else None
-    mlp = Mlp(trunk, actor, critic, next(iter(activations.values()), "tanh"), log_std)
+    log_std = policy.log_std if distribution.kind == "normal" and not policy.state_dependent_std else None
+    limit = LOG_STD_LIMIT if policy.state_dependent_std else None
+    mlp = Mlp(trunk, actor, critic, next(iter(activations.values()), "tanh"), limit, log_std)
     _check_parameters(mlp, policy, distribution)
     return mlp
 
 
-def _read_part(policy: MLPPolicy, name: str, activations: dict[str, str]) -> tuple[nn.Linear, ...]:
+def _named(distribution: Distribution) -> str:
+    nvec = "" if distribution.nvec is None else f" of {', '.join(map(str, distribution.nvec))}"
+    return f"{distribution.kind}{nvec}"
+
+
+def _read_part(policy: ActorCriticPolicy, name: str, activations: dict[str, str]) -> tuple[nn.Linear, ...]:
     """The linear layers of `policy.<name>`; its activations are noted by where they stand."""
     part = getattr(policy, name)
     _check_plain(part, f"policy.{name}")
@@ -109,9 +125,9 @@ def _check_plain(module: nn.Module, place: str) -> None:
 
 
 def _check_widths(
-    policy: MLPPolicy, trunk: tuple[nn.Linear, ...], head: tuple[nn.Linear, ...], outputs: int, name: str
+    policy: ActorCriticPolicy, trunk: tuple[nn.Linear, ...], head: tuple[nn.Linear, ...], outputs: int, name: str
 ) -> None:
-    width = sum(math.prod(shape) for shape in policy.obs_shapes.values())
+    width = policy.num_features
     for layer in trunk + head:
         outs, ins = layer.weight.shape
         if ins != width:
@@ -123,7 +139,7 @@ def _check_widths(
         raise UnfitError(f"policy.{name} has {width} outputs, not {outputs}")
 
 
-def _check_parameters(mlp: Mlp, policy: MLPPolicy, distribution: Distribution) -> None:
+def _check_parameters(mlp: Mlp, policy: ActorCriticPolicy, distribution: Distribution) -> None:
     used: list[Tensor] = [p for layer in mlp.layers for p in (layer.weight, layer.bias)]
     if mlp.log_std is not None:
         if not isinstance(mlp.log_std, nn.Parameter) or mlp.log_std.shape != (distribution.num_params,):

@@ -17,10 +17,12 @@ from pyppo.engines import Schedule, as_tensors, valid_indices
 from pyppo.engines.mlp import Mlp, UnfitError, read_mlp
 from pyppo.engines.objective import STATS, dist_shapes, kl_limit, loss_settings, mean_metrics
 from pyppo.engines.optimizer import OptimizerState
+from pyppo.masks import MASK
 from pyppo.normalize import ObservationNormalizer
 from pyppo.policy import MLPPolicy
 from pyppo.rollout import Rollout
 
+_COLUMNS = ("actions", "logp", "values", "advantages", "returns", "steps")  # of a rollout, read and written in place
 _ACTION_DTYPES = ("int8", "int16", "int32", "int64", "uint8", "float32", "float64")
 
 
@@ -57,6 +59,7 @@ class NativeEngine:
     """
 
     name = "native"
+    state_shape = None
 
     def __init__(self, policy: nn.Module, config: Config, device: torch.device, distribution: Distribution) -> None:
         if (reason := why_not(policy, device, distribution)) is not None:
@@ -87,7 +90,7 @@ class NativeEngine:
         self._act(t, rows.start, rows.stop - rows.start)
         return self._sent[rows].copy()
 
-    def value(self, obs: Mapping[str, np.ndarray | Tensor]) -> Tensor:
+    def value(self, obs: Mapping[str, np.ndarray | Tensor], state: Tensor | None = None) -> Tensor:
         """Values [n] of observations that are not in the rollout."""
         tensors = as_tensors(obs, self.device)
         if self._rollout is None:  # nothing to bind to before the first rollout
@@ -172,16 +175,8 @@ class NativeEngine:
             **self._networks(mlp),
             distribution=family.kind,
             nvec=family.nvec if family.kind == "multi_categorical" else None,
-            obs=self._inputs.obs,
-            obs_mean=self._inputs.mean,
-            obs_scale=self._inputs.scale,
-            obs_clip=self._inputs.clip,
-            actions=rollout.actions,
-            logp=rollout.logp,
-            values=rollout.values,
-            advantages=rollout.advantages,
-            returns=rollout.returns,
-            steps=rollout.steps,
+            **self._inputs.arguments(),
+            **{name: getattr(rollout, name) for name in _COLUMNS},
             old_params=dist.get("mean" if family.kind == "normal" else "logits"),
             old_log_std=dist.get("log_std"),
             env_actions=sent,
@@ -203,7 +198,8 @@ class NativeEngine:
             "num_actor": len(mlp.actor),
             "num_critic": len(mlp.critic),
             "activation": mlp.activation,
-            "log_std_offset": -1 if mlp.log_std is None else offsets[id(mlp.log_std)],
+            "log_std_offset": None if mlp.log_std is None else offsets[id(mlp.log_std)],
+            "log_std_limit": mlp.log_std_limit,
         }
 
     # --- state -------------------------------------------------------------------------------------------------------
@@ -221,7 +217,8 @@ class _Inputs:
     """What the networks see of a rollout, `obs` float32 [T+1, N, F].
 
     One entry of floats is read where it lies, and C++ normalises it by `mean` and `scale`, float32 [F]. Whatever else
-    there may be, the policy prepares: `fill` writes its features to a buffer.
+    there may be, the policy prepares: `fill` writes its features to a buffer. An action mask is always read where it
+    lies.
     """
 
     def __init__(self, policy: MLPPolicy, rollout: Rollout) -> None:
@@ -231,13 +228,20 @@ class _Inputs:
         self.mean: Tensor | None = None
         self.scale: Tensor | None = None
         self.clip: float | None = None
-        rows, features = (rollout.num_steps + 1, rollout.num_envs), sum(map(math.prod, policy.obs_shapes.values()))
+        rows, features = (rollout.num_steps + 1, rollout.num_envs), policy.num_features
         if self._entry is None:
             self.obs = torch.zeros(*rows, features)
             return
         self.obs = rollout.obs[self._entry].view(*rows, features)
         if policy.normalizer is not None:
             self.mean, self.scale, self.clip = torch.zeros(features), torch.ones(features), policy.normalizer.clip
+
+    def arguments(self) -> dict[str, Any]:
+        """The native engine's arguments of these names."""
+        mask = self._rollout.obs[MASK] if self._policy.masked else None
+        return {
+            "obs": self.obs, "action_mask": mask, "obs_mean": self.mean, "obs_scale": self.scale, "obs_clip": self.clip,
+        }  # fmt: skip
 
     def refresh(self) -> None:
         """Take the policy's observation statistics as they are now."""
@@ -250,27 +254,29 @@ class _Inputs:
 
     def fill(self, index: tuple[int, slice]) -> None:
         """The features of these rows of one step."""
-        with torch.no_grad():
-            self.obs[index] = self._policy.prepare({key: x[index] for key, x in self._rollout.obs.items()})
+        self.obs[index] = self._features({key: x[index] for key, x in self._rollout.obs.items()})
 
     def fill_steps(self) -> None:
         """The features of all steps, the one after the last left out."""
         steps = self.obs[:-1]
-        with torch.no_grad():
-            features = self._policy.prepare({key: x[:-1].flatten(0, 1) for key, x in self._rollout.obs.items()})
+        features = self._features({key: x[:-1].flatten(0, 1) for key, x in self._rollout.obs.items()})
         steps.copy_(features.view_as(steps))
 
     def of(self, obs: Mapping[str, Tensor]) -> Tensor:
         """Other observations as `obs` holds the rollout's: float32 [n, F]."""
         if self._entry is not None:
             return obs[self._entry].reshape(-1, self.obs.shape[2]).contiguous()
-        with torch.no_grad():
-            return self._policy.prepare(obs).float().contiguous()
+        return self._features(obs).float().contiguous()
+
+    @torch.no_grad()
+    def _features(self, obs: Mapping[str, Tensor]) -> Tensor:
+        prepared = self._policy.prepare(obs)
+        return prepared if isinstance(prepared, Tensor) else prepared["features"]
 
 
 def _only_entry(policy: MLPPolicy, rollout: Rollout) -> str | None:
     """The observation entry that is all the policy sees, if it is of floats and what it does with it is known."""
-    names = list(policy.obs_shapes)
+    names = list(policy.leaves)
     if len(names) > 1 or rollout.obs[names[0]].dtype != torch.float32:
         return None
     return names[0] if policy.normalizer is None or type(policy.normalizer) is ObservationNormalizer else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -17,31 +17,43 @@ from pyppo.config import Config
 from pyppo.engines import Schedule, as_tensors, valid_indices
 from pyppo.engines.objective import APPROX_KL, STATS, dist_shapes, kl_limit, loss_settings, mean_metrics
 from pyppo.engines.optimizer import OptimizerState
+from pyppo.features import Prepared
 from pyppo.policy import Minibatch
 from pyppo.rollout import Rollout
 
-_KL_CHUNK = 16384  # rows of one forward pass where the exact KL of the whole batch is wanted
+KL_CHUNK = 16384  # rows of one forward pass where the exact KL of the whole batch is wanted
 
 
-class _Batch(NamedTuple):
+class Batch(NamedTuple):
     """Rows of a rollout: the whole of it flattened to [T * N], or one minibatch."""
 
     data: Minibatch
     old: dict[str, Tensor]
     """The parameters of the distribution that acted, by name; empty unless the objective wants them."""
 
-    def select(self, index: Tensor) -> _Batch:
+    def select(self, index: Tensor) -> Batch:
         """The rows of `index`, in its order: one gather for each tensor."""
         return self._map(lambda x: x.index_select(0, index))
 
-    def slice(self, start: int, stop: int) -> _Batch:
+    def slice(self, start: int, stop: int) -> Batch:
         """Rows start to stop, as views."""
         return self._map(lambda x: x[start:stop])
 
-    def _map(self, rows: Any) -> _Batch:
-        obs = self.data.obs
-        chosen = {key: rows(x) for key, x in obs.items()} if isinstance(obs, Mapping) else rows(obs)
-        return _Batch(Minibatch(chosen, *map(rows, self.data[1:])), {key: rows(x) for key, x in self.old.items()})
+    def _map(self, rows: Callable[[Tensor], Tensor]) -> Batch:
+        return Batch(map_minibatch(self.data, rows), {key: rows(x) for key, x in self.old.items()})
+
+
+def map_obs(obs: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """What `prepare` gave, a tensor or a dict of tensors, each changed; a `Prepared` stays one."""
+    if not isinstance(obs, Mapping):
+        return change(obs)
+    changed = {key: change(x) for key, x in obs.items()}
+    return Prepared(changed) if isinstance(obs, Prepared) else changed
+
+
+def map_minibatch(data: Minibatch, change: Callable[[Tensor], Tensor]) -> Minibatch:
+    """A minibatch whose tensors are changed; what it has of sequences is left out."""
+    return Minibatch(map_obs(data.obs, change), *(change(x) for x in data[1:6]))
 
 
 class TorchEngine:
@@ -69,6 +81,7 @@ class TorchEngine:
                 "own coordinates"
             )
         self.dist_shapes = dist_shapes(config, distribution, self.fused)
+        self.state_shape: tuple[int, ...] | None = None
         self.optimizer = OptimizerState(policy, device)
         self.flat, self.step = self.optimizer.flat, self.optimizer.step
         self._noise_seed = stream_seed(config.seed, "act")
@@ -105,12 +118,15 @@ class TorchEngine:
         return self.distribution.clip(actions)
 
     def _policy_actions(self, obs: dict[str, Tensor]) -> np.ndarray:
-        """`policy.act` on the stored observations: an array, or a dict of arrays."""
+        return np.asarray(self.policy.act(self._arrays(obs)))
+
+    def _arrays(self, obs: dict[str, Tensor]) -> Any:
+        """Stored observations as `policy.act` takes them: an array, or a dict of arrays."""
         arrays = {key: x.cpu().numpy() for key, x in obs.items()}
-        return np.asarray(self.policy.act(arrays["obs"] if list(arrays) == ["obs"] else arrays))
+        return arrays["obs"] if list(arrays) == ["obs"] else arrays
 
     @torch.no_grad()
-    def value(self, obs: Mapping[str, np.ndarray | Tensor]) -> Tensor:
+    def value(self, obs: Mapping[str, np.ndarray | Tensor], state: Tensor | None = None) -> Tensor:
         """Values [n] of observations that are not in the rollout."""
         tensors = as_tensors(obs, self.device)
         prepared = self._prepare(tensors)
@@ -139,7 +155,7 @@ class TorchEngine:
         limit = kl_limit(self.config)
         stopped = None if limit is None else torch.zeros(1, dtype=torch.bool, device=self.device)
         log = _MetricsLog()
-        for minibatch in self._minibatches(batch, rows, iteration, stopped):
+        for minibatch in self._minibatches(batch, self._units(rows, rollout), iteration, stopped):
             stats = self._backward(minibatch, schedule)
             if stopped is not None and limit is not None:
                 stopped |= stats[APPROX_KL] > limit
@@ -151,25 +167,25 @@ class TorchEngine:
         metrics["kl"] = self._exact_kl(batch, rows, schedule) if wanted else math.nan
         return metrics
 
-    def _minibatches(self, batch: _Batch, rows: Tensor, iteration: int, stopped: Tensor | None) -> Iterator[_Batch]:
-        """Each epoch's permutation of the valid rows in near-equal parts; ends where `stopped` is seen to be set.
+    def _minibatches(self, batch: Any, units: Tensor, iteration: int, stopped: Tensor | None) -> Iterator[Any]:
+        """Each epoch's permutation of the units in near-equal parts; ends where `stopped` is seen to be set.
 
         On a GPU that is seen once an epoch only: until then the steps are skipped on the device, without waiting.
         """
-        count = len(rows)
+        count = len(units)
         bounds = [count * part // self.config.num_minibatches for part in range(self.config.num_minibatches + 1)]
         for epoch in range(self.config.update_epochs if count else 0):
             order = ops.permutation(count, seed=self._order_seed, iteration=iteration, epoch=epoch, device=self.device)
-            shuffled = batch.select(rows.index_select(0, order))
+            shuffled = batch.select(units.index_select(0, order))
             for start, stop in pairwise(bounds):
-                if stop > start:
-                    yield shuffled.slice(start, stop)
+                if stop > start and len((minibatch := shuffled.slice(start, stop)).data.logp):
+                    yield minibatch
                 if stopped is not None and self.device.type == "cpu" and stopped:
                     return
             if stopped is not None and stopped:
                 return
 
-    def _flatten(self, rollout: Rollout) -> _Batch:
+    def _flatten(self, rollout: Rollout) -> Any:
         """The whole rollout as [T * N] rows, observations prepared: statistics stand still during an update."""
         length, dtype = rollout.actions.shape[0], self.flat.data.dtype
         with torch.no_grad():
@@ -178,25 +194,44 @@ class TorchEngine:
         old = {key: x.flatten(0, 1).to(dtype) for key, x in (rollout.dist_params or {}).items()}
         actions = rollout.actions.flatten(0, 1)
         actions = actions.to(dtype) if actions.dtype.is_floating_point else actions
-        return _Batch(Minibatch(obs, actions, *(x.reshape(-1).to(dtype) for x in columns)), old)
+        return Batch(Minibatch(obs, actions, *(x.reshape(-1).to(dtype) for x in columns)), old)
 
-    def _backward(self, minibatch: _Batch, schedule: Schedule) -> Tensor:
+    def _backward(self, minibatch: Any, schedule: Schedule) -> Tensor:
         """Gradients of the minibatch's loss into the flat buffer; its statistics, still on the device."""
         self.flat.grad.zero_()
         auxiliary_loss = getattr(self.policy, "auxiliary_loss", None)
         if self.fused:
-            params, value = self.policy.heads(minibatch.data.obs)
-            stats, tensors, grads = self._fused_loss(minibatch, schedule, params, value)
+            stats, tensors, grads = self._fused_loss(minibatch, schedule, *self._heads(minibatch))
         else:
             loss, stats = self._surrogate_loss(minibatch, schedule)
             tensors, grads = [loss], [None]
-        if auxiliary_loss is not None and (auxiliary := auxiliary_loss(minibatch.data)).requires_grad:
+        if auxiliary_loss is not None and (auxiliary := auxiliary_loss(self._shown(minibatch))).requires_grad:
             tensors, grads = [*tensors, auxiliary], [*grads, None]
         torch.autograd.backward(tensors, grads)
         return stats
 
+    # What a policy with a state does otherwise (`SequenceEngine`).
+
+    def _units(self, rows: Tensor, rollout: Rollout) -> Tensor:
+        """What minibatches are made of: the valid rows of [T * N], or environments."""
+        return rows
+
+    def _heads(self, minibatch: Any) -> tuple[dict[str, Tensor], Tensor]:
+        return self.policy.heads(minibatch.data.obs)
+
+    def _evaluate(self, minibatch: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return self.policy.evaluate(minibatch.data.obs, minibatch.data.actions)
+
+    def _shown(self, minibatch: Any) -> Minibatch:
+        """What `auxiliary_loss` sees."""
+        return minibatch.data
+
+    def _chunks(self, batch: Any, rows: Tensor) -> Iterator[Any]:
+        """The valid rows in order, as many at a time as one forward pass may have."""
+        return (batch.select(index) for index in rows.split(KL_CHUNK))
+
     def _fused_loss(
-        self, minibatch: _Batch, schedule: Schedule, params: dict[str, Tensor], value: Tensor
+        self, minibatch: Any, schedule: Schedule, params: dict[str, Tensor], value: Tensor
     ) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
         data, family = minibatch.data, self.distribution
         actions = data.actions if family.kind == "categorical" else data.actions.flatten(1)
@@ -215,9 +250,9 @@ class TorchEngine:
             pairs.append((value, grads.values))
         return metrics.stats, [x for x, _ in pairs], [grad for _, grad in pairs]
 
-    def _surrogate_loss(self, minibatch: _Batch, schedule: Schedule) -> tuple[Tensor, Tensor]:
+    def _surrogate_loss(self, minibatch: Any, schedule: Schedule) -> tuple[Tensor, Tensor]:
         data = minibatch.data
-        logp, entropy, value = self.policy.evaluate(data.obs, data.actions)
+        logp, entropy, value = self._evaluate(minibatch)
         loss, metrics = ops.surrogate_loss(
             logp=logp, entropy=entropy, values=value, **self._loss_arguments(data, schedule)
         )
@@ -249,13 +284,12 @@ class TorchEngine:
         return norm
 
     @torch.no_grad()
-    def _exact_kl(self, batch: _Batch, rows: Tensor, schedule: Schedule) -> float:
+    def _exact_kl(self, batch: Any, rows: Tensor, schedule: Schedule) -> float:
         """Mean KL(old || new) over the valid rows with the parameters as they are now."""
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for index in rows.split(_KL_CHUNK):
-            chunk = batch.select(index)
-            stats, _, _ = self._fused_loss(chunk, schedule, *self.policy.heads(chunk.data.obs))
-            total += stats[STATS.index("kl")] * len(index)
+        for chunk in self._chunks(batch, rows):
+            stats, _, _ = self._fused_loss(chunk, schedule, *self._heads(chunk))
+            total += stats[STATS.index("kl")] * len(chunk.data.logp)
         return float(total) / len(rows)
 
     # --- state -------------------------------------------------------------------------------------------------------

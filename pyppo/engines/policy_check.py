@@ -1,0 +1,200 @@
+"""A policy's answers to a first call, held against what the trainer needs of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from pyppo.actions import Distribution
+from pyppo.masks import MASK
+
+_BATCHES = (3, 1)  # one row too: that is where a squeeze() too many shows
+_STEPS = 2  # of sequences, for a policy with a state
+
+
+def check_policy(policy: nn.Module, obs_space: spaces.Dict, distribution: Distribution, device: torch.device) -> None:
+    """Call a policy once and see whether what it gives has the right names, shapes and dtypes, and is finite.
+
+    It is asked about observations of zero, or the lowest of the space, 3 rows and then 1. Its buffers and torch's
+    generator are left as they were. What is right here is not looked at again at each step.
+
+    Raises:
+        ValueError, TypeError: something is wrong; names the method, what it gave and what it must be.
+    """
+    with _left_alone(policy, device):
+        for count in _BATCHES:
+            _Probe(policy, obs_space, distribution, device, count).run()
+
+
+@contextmanager
+def _left_alone(policy: nn.Module, device: torch.device) -> Iterator[None]:
+    before = {name: x.clone() for name, x in policy.named_buffers()}
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
+    with torch.no_grad():
+        for name, x in policy.named_buffers():
+            if name in before and before[name].shape == x.shape:
+                x.copy_(before[name])
+
+
+class _Probe:
+    """One call of each method with `count` rows."""
+
+    def __init__(
+        self, policy: Any, obs_space: spaces.Dict, distribution: Distribution, device: torch.device, count: int
+    ) -> None:
+        self.policy, self.distribution, self.device, self.count = policy, distribution, device, count
+        shape = getattr(policy, "state_shape", None)
+        self.shape = None if shape is None else _state_shape(shape)
+        self.rows = (count,) if shape is None else (_STEPS, count)
+        self.obs = {name: _observation(space, name, self.rows).to(device) for name, space in obs_space.items()}
+        self.dtype = next((p.dtype for p in policy.parameters() if p.requires_grad), torch.float32)
+
+    def run(self) -> None:
+        prepared = self._prepared()
+        if hasattr(self.policy, "heads"):
+            given = self._call("heads", prepared, *self._state())
+            names = ("params", "value") if self.shape is None else ("params", "value", "state")
+            params, value, *state = self._parts("heads", given, names)
+            self._check_params(params)
+            self._check_rows("heads() gave a value", value)
+            for x in state:
+                self._check_state("heads()", x)
+            return
+        actions = self._act()
+        given = self._call("evaluate", prepared, actions, *self._state())
+        logp, entropy, value = self._parts("evaluate", given, ("logp", "entropy", "value"))
+        for name, x in (("logp", logp), ("entropy", entropy), ("value", value)):
+            self._check_rows(f"evaluate() gave {name}", x)
+        if not (logp.requires_grad or value.requires_grad):
+            raise ValueError(
+                "evaluate() gave logp and value that no gradient goes through; they must depend on the parameters "
+                "(no torch.no_grad(), no detach())"
+            )
+
+    def _prepared(self) -> Any:
+        if not hasattr(self.policy, "prepare"):
+            return self.obs
+        rows = {name: x.flatten(0, 1) if self.shape is not None else x for name, x in self.obs.items()}
+        with torch.no_grad():
+            prepared = self._call("prepare", rows)
+        entries = prepared if isinstance(prepared, Mapping) else {"the result": prepared}
+        total = self.count * (1 if self.shape is None else _STEPS)
+        for name, x in entries.items():
+            if not isinstance(x, Tensor) or x.dim() == 0 or len(x) != total:
+                must = f"a tensor of {total} rows, as many as it got, or a dict of such tensors"
+                raise ValueError(f"prepare() gave {name}, {_described(x)}; it must be {must}")
+        if self.shape is None:
+            return prepared
+        if not isinstance(prepared, Mapping):
+            return prepared.unflatten(0, self.rows)
+        return type(prepared)({name: x.unflatten(0, self.rows) for name, x in prepared.items()})  # type: ignore[call-arg]
+
+    def _act(self) -> Tensor:
+        """Actions of `act`, checked, as `evaluate` takes them."""
+        last = {name: x[-1] if self.shape is not None else x for name, x in self.obs.items()}
+        arrays: Any = {name: x.cpu().numpy() for name, x in last.items()}
+        arrays = arrays["obs"] if list(arrays) == ["obs"] else arrays
+        if self.shape is None:
+            actions = self._call("act", arrays)
+        else:
+            given = self._call("act", arrays, state=self._state()[0])
+            actions, state = self._parts("act", given, ("actions", "state"))
+            self._check_state("act()", state)
+        wanted = (self.count, *self.distribution.shape)
+        if np.shape(actions) != wanted:
+            raise ValueError(f"act() gave actions of shape {np.shape(actions)}; it must be {wanted}")
+        dtype = torch.float32 if self.distribution.kind == "normal" else torch.int64
+        tensor = torch.as_tensor(np.asarray(actions), device=self.device).to(dtype)
+        return tensor if self.shape is None else torch.stack([tensor] * _STEPS)
+
+    def _state(self) -> tuple[Tensor, ...]:
+        """State and starts, for a policy that has one."""
+        if self.shape is None:
+            return ()
+        state = torch.zeros(self.count, *self.shape, dtype=self.dtype, device=self.device)
+        return state, torch.ones(self.rows, dtype=torch.bool, device=self.device)
+
+    def _call(self, method: str, *given: Any, **named: Any) -> Any:
+        try:
+            return getattr(self.policy, method)(*given, **named)
+        except Exception as error:
+            seen = {name: tuple(x.shape) for name, x in self.obs.items()}
+            raise ValueError(
+                f"{method}() of the policy, a {type(self.policy).__name__}, failed on observations {seen}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    def _parts(self, method: str, given: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
+        if not isinstance(given, tuple) or len(given) != len(names):
+            what = f"{len(given)} values" if isinstance(given, tuple) else _described(given)
+            raise ValueError(f"{method}() gave {what}; it must give a tuple of {', '.join(names)}")
+        return given
+
+    def _check_params(self, params: Any) -> None:
+        wanted = ["mean", "log_std"] if self.distribution.kind == "normal" else ["logits"]
+        if not isinstance(params, Mapping):
+            raise TypeError(f"heads() gave params, {_described(params)}; it must be a dict with {' and '.join(wanted)}")
+        extra = set(params) - {*wanted, MASK} if self.distribution.kind != "normal" else set(params) - {*wanted}
+        if extra or set(wanted) - set(params):
+            must = f"{' and '.join(map(repr, wanted))}, for {self.distribution.kind} actions"
+            raise ValueError(f"heads() gave params {sorted(params)}; they must be {must}")
+        shape = (*self.rows, self.distribution.num_params)
+        for name in wanted:
+            shapes = [shape, shape[-1:]] if name == "log_std" else [shape]
+            self._check_tensor(f"heads() gave {name}", params[name], shapes)
+        if MASK in params:
+            self._check_mask(params[MASK], shape)
+
+    def _check_mask(self, mask: Any, shape: tuple[int, ...]) -> None:
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != shape:
+            raise ValueError(f"heads() gave action_mask, {_described(mask)}; it must be a torch.bool tensor of {shape}")
+
+    def _check_rows(self, what: str, x: Any) -> None:
+        self._check_tensor(what, x, [self.rows])
+
+    def _check_state(self, what: str, x: Any) -> None:
+        assert self.shape is not None
+        self._check_tensor(f"{what} gave a state", x, [(self.count, *self.shape)])
+
+    def _check_tensor(self, what: str, x: Any, shapes: list[tuple[int, ...]]) -> None:
+        must = f"a tensor of shape {' or '.join(map(str, shapes))}"
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{what}, {_described(x)}; it must be {must}")
+        if tuple(x.shape) not in shapes:
+            raise ValueError(f"{what} of shape {tuple(x.shape)}; it must be {must}")
+        if x.dtype != self.dtype:
+            raise TypeError(f"{what} of dtype {x.dtype}; it must be {self.dtype}, as the parameters")
+        if x.device != self.device:
+            raise ValueError(f"{what} on {x.device}; it must be on {self.device}")
+        right = x.isfinite() | (x == -math.inf) if what.endswith("logits") else x.isfinite()  # -inf forbids an action
+        if not bool(right.all()):
+            raise ValueError(f"{what} that is not finite: {float(x.detach()[~right][0])}; every number must be finite")
+
+
+def _state_shape(shape: Any) -> tuple[int, ...]:
+    if not isinstance(shape, tuple) or not all(isinstance(n, int) and n > 0 for n in shape):
+        raise TypeError(f"state_shape is {shape!r}; it must be a tuple of integers above 0")
+    return shape
+
+
+def _observation(space: spaces.Space, name: str, rows: tuple[int, ...]) -> Tensor:
+    """Zeros as a rollout stores them, or what comes nearest in the space; a mask that allows everything."""
+    full = (*rows, *(space.shape or ()))
+    if name == MASK:
+        return torch.ones(full, dtype=torch.bool)
+    if np.issubdtype(space.dtype, np.floating):
+        return torch.zeros(full)
+    lowest = np.broadcast_to(np.asarray(getattr(space, "start", 0)), full)
+    return torch.from_numpy(np.array(lowest, dtype=space.dtype))
+
+
+def _described(x: Any) -> str:
+    return f"a tensor {x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"

@@ -1,0 +1,179 @@
+"""What a policy of one's own is told when what it gives is wrong: once, at the start, by name."""
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from memory_envs import TMaze
+from probes import ContinuousAction, ObservationAction
+from torch import nn
+from trainer_cases import OwnPolicy, config_for
+
+from pyppo.actions import Distribution
+from pyppo.engines.policy_check import check_policy
+from pyppo.policy import Policy, RecurrentPolicy, StatefulPolicy
+from pyppo.trainer import Trainer
+
+OBS = spaces.Dict({"obs": spaces.Box(-1, 1, (1,), np.float32)})
+DISCRETE, NORMAL = (Distribution.from_space(s) for s in (spaces.Discrete(2), spaces.Box(-1, 1, (2,), np.float32)))
+
+
+class Heads(nn.Module):
+    """Right, but for what a test changes of it."""
+
+    def __init__(self, outputs=2, change=lambda params, value: (params, value)):
+        super().__init__()
+        self.layer, self.critic, self.change = nn.Linear(1, outputs), nn.Linear(1, 1), change
+        self.register_buffer("calls", torch.zeros(()))
+
+    def heads(self, obs):
+        self.calls += 1
+        return self.change({"logits": self.layer(obs["obs"])}, self.critic(obs["obs"]).squeeze(1))
+
+    def evaluate(self, obs, actions, state=None):
+        raise AssertionError("heads serves")
+
+    act = evaluate
+
+
+class Normal(Heads):
+    def heads(self, obs):
+        params = {"mean": self.layer(obs["obs"]), "log_std": torch.zeros(2)}
+        return self.change(params, self.critic(obs["obs"]).squeeze(1))
+
+
+def nan(x):
+    return torch.full_like(x, float("nan"))
+
+
+HEADS = [
+    (lambda p, v: p, ValueError, r"heads\(\) gave a dict; it must give a tuple of params, value"),
+    (lambda p, v: (p, v, v), ValueError, r"heads\(\) gave 3 values; it must give a tuple of params, value"),
+    (lambda p, v: (p["logits"], v), TypeError, r"heads\(\) gave params, a tensor .*; it must be a dict with logits"),
+    (lambda p, v: ({"probs": p["logits"]}, v), ValueError, r"gave params \['probs'\]; they must be 'logits', for cat"),
+    (lambda p, v: ({**p, "std": v}, v), ValueError, r"gave params \['logits', 'std'\]; they must be 'logits'"),
+    (lambda p, v: ({"logits": p["logits"][:, :1]}, v), ValueError, r"logits of shape \(3, 1\); .* shape \(3, 2\)"),
+    (lambda p, v: ({"logits": p["logits"].double()}, v), TypeError, r"logits of dtype torch.float64; .*torch.float32"),
+    (lambda p, v: ({"logits": nan(p["logits"])}, v), ValueError, "logits that is not finite: nan"),
+    (lambda p, v: ({"logits": [[0.0, 1.0]]}, v), TypeError, r"gave logits, a list; it must be a tensor of shape"),
+    (lambda p, v: (p, v[:, None]), ValueError, r"gave a value of shape \(3, 1\); it must be a tensor of shape \(3,\)"),
+    (lambda p, v: (p, v.squeeze()), ValueError, r"gave a value of shape \(\); it must be a tensor of shape \(1,\)"),
+    (lambda p, v: (p, nan(v)), ValueError, "gave a value that is not finite: nan"),
+    (lambda p, v: (p, v / 0), ValueError, "gave a value that is not finite"),
+    (lambda p, v: ({**p, "action_mask": p["logits"] > 9.0}, v[:, None]), ValueError, "a value of shape"),
+    (lambda p, v: ({**p, "action_mask": p["logits"]}, v), ValueError, "action_mask, a tensor torch.float32"),
+    (lambda p, v: (p, v.x), ValueError, r"heads\(\) of the policy, a Heads, failed on observations .* AttributeError"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "error", "message"), HEADS)
+def test_heads_that_give_something_else(change, error, message):
+    with pytest.raises(error, match=message):
+        check_policy(Heads(change=change), OBS, DISCRETE, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p, v: ({"mean": p["mean"]}, v), r"params \['mean'\]; they must be 'mean' and 'log_std', for normal"),
+        (lambda p, v: ({**p, "log_std": torch.zeros(3)}, v), r"log_std of shape \(3,\); it must be .* or \(2,\)"),
+        (lambda p, v: ({**p, "log_std": torch.tensor([0, float("inf")])}, v), "log_std that is not finite: inf"),
+    ],
+)
+def test_a_normal_that_is_none(change, message):
+    with pytest.raises(ValueError, match=message):
+        check_policy(Normal(change=change), OBS, NORMAL, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("policy", [Heads(), OwnPolicy()])
+def test_what_is_right_passes_and_is_left_as_it_was(policy):
+    before, state = {k: x.clone() for k, x in policy.state_dict().items()}, torch.get_rng_state()
+    check_policy(policy, OBS, DISCRETE, torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(x, before[k]) for k, x in policy.state_dict().items())
+    assert isinstance(policy, Policy)
+
+
+def test_logits_of_minus_infinity_forbid_an_action():
+    change = lambda p, v: ({"logits": p["logits"] + torch.tensor([0.0, -torch.inf])}, v)  # noqa: E731
+    check_policy(Heads(change=change), OBS, DISCRETE, torch.device("cpu"))
+
+
+class Own(OwnPolicy):
+    """A policy without heads, with something wrong."""
+
+    def __init__(self, wrong):
+        super().__init__()
+        self.wrong = wrong
+
+    def evaluate(self, obs, actions, state=None):
+        logp, entropy, value = super().evaluate(obs, actions)
+        if self.wrong == "value":
+            return logp, entropy, value[:, None]
+        if self.wrong == "gradient":
+            return logp.detach(), entropy.detach(), value.detach()
+        return (logp, value) if self.wrong == "two" else (logp, entropy, value)
+
+    def act(self, obs, deterministic=False):
+        actions = super().act(obs, deterministic)
+        return actions[:, None] if self.wrong == "actions" else actions
+
+    def prepare(self, obs):
+        return obs["obs"][0] if self.wrong == "prepare" else obs
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("value", r"evaluate\(\) gave value of shape \(3, 1\); it must be a tensor of shape \(3,\)"),
+        ("gradient", r"evaluate\(\) gave logp and value that no gradient goes through"),
+        ("two", r"evaluate\(\) gave 2 values; it must give a tuple of logp, entropy, value"),
+        ("actions", r"act\(\) gave actions of shape \(3, 1\); it must be \(3,\)"),
+        ("prepare", r"prepare\(\) gave the result, a tensor torch.float32 of shape \(1,\); it must be"),
+    ],
+)  # fmt: skip
+def test_a_policy_without_heads_that_gives_something_else(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        check_policy(Own(wrong), OBS, DISCRETE, torch.device("cpu"))
+
+
+class Recurrent(RecurrentPolicy):
+    wrong = ""
+
+    def heads(self, obs, state, starts=None):
+        params, value, state = super().heads(obs, state, starts)
+        if self.wrong == "two":
+            return params, value
+        return params, value[0] if self.wrong == "value" else value, state[:1] if self.wrong == "state" else state
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("two", r"heads\(\) gave 2 values; it must give a tuple of params, value, state"),
+        ("value", r"heads\(\) gave a value of shape \(3,\); it must be a tensor of shape \(2, 3\)"),
+        ("state", r"heads\(\) gave a state of shape \(1, 128\); it must be a tensor of shape \(3, 128\)"),
+    ],
+)
+def test_a_policy_with_a_state_that_gives_something_else(wrong, message):
+    policy = Recurrent(OBS, DISCRETE)
+    assert isinstance(policy, StatefulPolicy)
+    check_policy(policy, OBS, DISCRETE, torch.device("cpu"))
+    policy.wrong = wrong
+    with pytest.raises(ValueError, match=message):
+        check_policy(policy, OBS, DISCRETE, torch.device("cpu"))
+
+
+def test_a_state_shape_must_be_one():
+    policy = Recurrent(OBS, DISCRETE)
+    policy.state_shape = 128
+    with pytest.raises(TypeError, match="state_shape is 128; it must be a tuple of integers above 0"):
+        check_policy(policy, OBS, DISCRETE, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("envs", [TMaze, ContinuousAction])
+def test_the_trainer_looks_before_anything_is_collected(envs):
+    """A network for other observations, or other actions, than the environment's."""
+    with pytest.raises(ValueError, match="failed on observations|they must be 'mean'"):
+        Trainer(config_for(), envs=envs(), policy=Heads())
+    Trainer(config_for(), envs=ObservationAction(), policy=Heads())
