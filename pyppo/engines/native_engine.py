@@ -59,7 +59,7 @@ class NativeEngine:
     """
 
     name = "native"
-    state_shape = None
+    state_shape: tuple[int, ...] | None = None
 
     def __init__(self, policy: nn.Module, config: Config, device: torch.device, distribution: Distribution) -> None:
         if (reason := why_not(policy, device, distribution)) is not None:
