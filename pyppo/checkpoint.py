@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pyppo.config import Config
-from pyppo.policy import BUILT_IN, policy_from_recipe
+from pyppo.policy import BUILT_IN, ActorCriticPolicy, policy_from_recipe
 
 FORMAT = "pyppo-checkpoint-1"
 KEEP = 3
@@ -229,6 +229,7 @@ def policy_recipe(policy: nn.Module) -> dict[str, Any]:
     """What `restore_policy` needs to know about a policy besides its tensors."""
     kind = type(policy)
     if kind in BUILT_IN.values():
+        assert isinstance(policy, ActorCriticPolicy)
         return {"class": kind.__name__, **policy.to_dict()}
     return {"class": f"{kind.__module__}.{kind.__qualname__}"}
 

@@ -184,8 +184,13 @@ class Trainer:
         allow_groups = ours and not isinstance(self.engine, TorchEngine)
         with torch_threads(self.config.torch_threads):
             act = self.engine.act if ours else None  # another policy's may count its calls, or draw random numbers
-            kept = {"store_dist": self.engine.dist_shapes, "state_shape": self.engine.state_shape}
-            return choose(self.config, act, allow_groups=allow_groups, **kept)
+            return choose(
+                self.config,
+                act,
+                allow_groups=allow_groups,
+                store_dist=self.engine.dist_shapes,
+                state_shape=self.engine.state_shape,
+            )
 
     @classmethod
     def resume(

@@ -84,11 +84,12 @@ class Encoder(nn.Module):
         super().__init__()
         kinds = _kinds(network, leaves)
         self.images = tuple(kinds)
-        self.networks = nn.ModuleList(
+        networks = [
             ImageNetwork(kind, leaves[name].shape or (), image_scale, generator) for name, kind in kinds.items()
-        )
+        ]
+        self.networks = nn.ModuleList(networks)
         self.num_features = sum(num_features(space) for name, space in leaves.items() if name not in kinds)
-        self.width = self.num_features + sum(int(net.width) for net in self.networks)  # type: ignore[arg-type]
+        self.width = self.num_features + sum(network.width for network in networks)
 
     def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
         """[B, width] of prepared observations: entries `image:<name>` [B, *shape], and `features` [B, F] if any."""

@@ -98,7 +98,7 @@ class ImageNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, width] of images [B, *shape] of any dtype."""
-        dtype = self.layers[0].weight.dtype
+        dtype = next(self.parameters()).dtype
         x = images.to(dtype) / self.scale if images.dtype == torch.uint8 else images.to(dtype)
         if len(self.shape) == 2:
             x = x.unsqueeze(1)
