@@ -72,7 +72,6 @@ SENT = {
     "bits": (spaces.MultiBinary((2, 2)), "clip"),
     "float64": (spaces.Box(-0.5, 0.25, (2,), np.float64), "clip"),
     "one side": (spaces.Box(np.array([-0.1, -np.inf]), np.array([np.inf, 0.1]), dtype=np.float32), "clip"),
-    "number": (spaces.Box(-0.5, 0.5, (), np.float32), "clip"),
     "matrix": (spaces.Box(-0.5, 0.5, (2, 2), np.float32), "clip"),
     "rescaled": (spaces.Box(np.array([0.0, -np.inf]), np.array([10.0, np.inf]), dtype=np.float32), "rescale"),
     "rescaled float64": (spaces.Box(-3.0, 0.5, (2, 2), np.float64), "rescale"),

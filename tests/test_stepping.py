@@ -134,7 +134,9 @@ def test_one_core_is_kept_and_given_back(fails):
         try:
             with one_core:
                 assert len(core := allowed()) == 1
-                assert all(allowed(thread) == core for thread in pool_threads)
+                alive = [thread for thread in pool_threads if thread in thread_ids()]  # not all were the pools' own
+                assert len(alive) >= 2
+                assert all(allowed(thread) == core for thread in alive)
                 assert all(group.env.one_core for group in groups)
                 untouched = {t: allowed(t) for t in others if t != threading.get_native_id()}
                 assert untouched == {t: others[t] for t in untouched}
