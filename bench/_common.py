@@ -177,6 +177,11 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
     console.print(table)
 
 
+def score_text(score: float) -> str:
+    """A return with the digits that say something: some environments give thousands, some at most 1."""
+    return f"{score:.1f}" if abs(score) >= 10 else f"{score:.3f}"
+
+
 def parse_fields(texts: Sequence[str]) -> dict[str, Any]:
     """`FIELD=VALUE` as keyword arguments: Python literals, anything else is text."""
     fields: dict[str, Any] = {}

@@ -20,7 +20,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from _common import console, machine, parse_fields, show_facts, show_table, write_json
+from _common import console, machine, parse_fields, score_text, show_facts, show_table, write_json
 
 import pyppo
 from pyppo.checkpoint import parameter_sha256
@@ -64,7 +64,7 @@ def run_all(
         waiting = [processes.submit(run, env_id, fields, seed, episodes, solved) for seed in seeds]
         for future in as_completed(waiting):
             done.append(future.result())
-            console.print(f"seed {done[-1]['seed']}: {done[-1]['score']:.1f} after {done[-1]['seconds']:.0f} s")
+            console.print(f"seed {done[-1]['seed']}: {score_text(done[-1]['score'])} after {done[-1]['seconds']:.0f} s")
     return sorted(done, key=lambda one: one["seed"])
 
 
@@ -85,13 +85,14 @@ def show(env_id: str, runs: Sequence[Mapping[str, Any]], summary: Mapping[str, A
     """A row a seed, then the line that is quoted."""
     rows = []
     for one in runs:
-        evaluation = "" if one["evaluation"] is None else f"{one['evaluation']:.1f} ± {one['evaluation_std']:.1f}"
+        evaluation = "" if one["evaluation"] is None else score_text(one["evaluation"])
+        evaluation += "" if one["evaluation"] is None else f" ± {score_text(one['evaluation_std'])}"
         solved = "" if one["solved_steps"] is None else f"{one['solved_steps']:,.0f} ({one['solved_seconds']:.2f} s)"
-        rows.append([str(one["seed"]), f"{one['score']:.1f}", evaluation, f"{one['steps']:,}", f"{one['seconds']:.0f}",
-                     solved, one["sha256"][:12]])  # fmt: skip
+        sizes = [f"{one['steps']:,}", f"{one['seconds']:.0f}", solved, one["sha256"][:12]]
+        rows.append([str(one["seed"]), score_text(one["score"]), evaluation, *sizes])
     show_table(env_id, ["seed", "score", "evaluation", "steps", "seconds", "solved after", "parameters"], rows)
-    line = f"{env_id}: {summary['mean']:.1f} ± {summary['std']:.1f} over {len(runs)} seeds"
-    line += f" (least {summary['least']:.1f}, most {summary['most']:.1f})"
+    mean, std, least, most = (score_text(summary[key]) for key in ("mean", "std", "least", "most"))
+    line = f"{env_id}: {mean} ± {std} over {len(runs)} seeds (least {least}, most {most})"
     if at_least is not None:
         line += f"; {summary['reached']} of {len(runs)} at {at_least:g} or above"
     if solved := summary.get("solved"):

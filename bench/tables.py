@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from _common import score_text
+
 ROOT = Path(__file__).resolve().parents[1]
 TITLES = {"gae": "`gae`", "loss": "PPO loss with gradients", "sample": "`sample`", "adam": "`adam` with clipping"}
 UPDATE_TITLES = {"update": "A minibatch's update", "wide": "The same of wide layers", "act": "Acting"}
@@ -112,10 +114,13 @@ def learning_table(reports: Sequence[Mapping[str, Any]]) -> str:
     """A row an environment, its seeds one by one."""
     lines = []
     for report in reports:
-        scores = ", ".join(f"{run['score']:.1f}" for run in report["runs"])
+        scores = ", ".join(score_text(run["score"]) for run in report["runs"])
         summary, steps = report["summary"], report["config"]["total_timesteps"]
-        lines.append([report["env_id"], f"{steps:,}", scores, f"{summary['mean']:.1f} ± {summary['std']:.1f}"])
-    return table(["environment", "steps", "seeds", "mean ± std"], lines)
+        evaluations = [run["evaluation"] for run in report["runs"] if run["evaluation"] is not None]
+        mean, std = score_text(summary["mean"]), score_text(summary["std"])
+        evaluated = ", ".join(map(score_text, evaluations))
+        lines.append([report["env_id"], f"{steps:,}", scores, f"{mean} ± {std}", evaluated])
+    return table(["environment", "steps", "seeds 1, 2, …", "mean ± std", "evaluation"], lines)
 
 
 def fill(path: Path, name: str, text: str) -> None:
