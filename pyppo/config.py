@@ -356,9 +356,6 @@ def _check_together(config: Config) -> None:
     if config.num_minibatches > config.batch_size:
         rule = f"at most num_envs * num_steps = {config.batch_size}"
         raise ValueError(f"num_minibatches is {config.num_minibatches}; it must be {rule}")
-    if config.recurrent != "none" and config.num_minibatches > config.num_envs:
-        rule = f"at most num_envs = {config.num_envs} where recurrent is {config.recurrent!r}: a minibatch is whole"
-        raise ValueError(f"num_minibatches is {config.num_minibatches}; it must be {rule} sequences")
     if config.num_groups != "auto" and config.num_envs % config.num_groups:
         raise ValueError(f"num_groups is {config.num_groups}; it must divide num_envs = {config.num_envs}")
     if config.adaptive_lr_kl is not None and config.anneal_lr:

@@ -215,8 +215,9 @@ class EnvGroup:
             x[done] = fresh[name][done]
         if self._info_mask is None:
             return self._observations(merged, infos, None)
-        masks = self._masks_of(infos, done).copy()
-        masks[done] = self._masks_of(reset_infos, ~done)[done]
+        before, after = self._masks_of(infos, done), self._masks_of(reset_infos, ~done)
+        before, after = before.reshape(self.num_envs, -1), after.reshape(self.num_envs, -1)
+        masks = np.where(done[:, None], after, before)
         return self._observations(merged, {self._info_mask: masks}, None)
 
     def receiver(self, columns: Columns) -> Receive | None:
@@ -259,9 +260,14 @@ class EnvGroup:
         """What `reset` or `step` gives; where Gymnasium cannot put observations together, says which one is wrong."""
         try:
             return call()
-        except Exception as error:
+        except (ValueError, TypeError, KeyError) as error:
             if (found := blame(self.env.unwrapped)) is not None:
                 raise ValueError(f"{found} (step {self._steps + 1})") from error
+            if "broadcast" in str(error):  # what NumPy says of an info that another shape was seen of before
+                raise ValueError(
+                    f"{type(self.env).__name__} failed at step {self._steps + 1}: {error}. What an environment gives, "
+                    "its infos and the action mask in them included, must keep its shape"
+                ) from error
             raise
 
     def _arrays(self, obs: Any) -> dict[str, np.ndarray]:
@@ -292,7 +298,9 @@ class EnvGroup:
 
     def _masks_of(self, infos: Mapping[str, Any], unneeded: np.ndarray | None = None) -> np.ndarray:
         assert self._info_mask is not None
-        return masks_in(infos, self._info_mask, self.num_envs, unneeded, self._steps)
+        if self._mask is not None and unneeded is not None and unneeded.all() and self._info_mask not in infos:
+            return np.ones((self.num_envs, self._mask.width), bool)  # Gymnasium leaves out what no row has
+        return masks_in(infos, self._info_mask, self.num_envs, unneeded, self._steps, self.first_env)
 
     def _game(self, infos: Mapping[str, Any], truncated: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The game's own rewards, and where it is over."""

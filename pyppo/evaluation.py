@@ -154,6 +154,18 @@ def _as_it_was(policy: Any, seed: int) -> Iterator[None]:
             policy.reseed(*noise)
 
 
+def _check_actions(policy: Any, distribution: Distribution, group: EnvGroup) -> None:
+    trained = getattr(policy, "distribution", None)
+    if not isinstance(trained, Distribution):
+        return
+    ours, theirs = ((x.kind, x.shape, x.nvec, x.start) for x in (trained, distribution))
+    if ours != theirs:
+        raise ValueError(
+            f"the environments' action space is {group.action_space}; the policy was trained on "
+            f"{trained.kind} actions of shape {trained.shape}, {trained.num_params} parameters: another space"
+        )
+
+
 def _run(policy: Any, group: EnvGroup, episodes: int, deterministic: bool, seed: int) -> Evaluation:
     n = group.num_envs
     quota = np.full(n, episodes // n) + (np.arange(n) < episodes % n)
@@ -163,6 +175,7 @@ def _run(policy: Any, group: EnvGroup, episodes: int, deterministic: bool, seed:
     state = None if shape is None else _zeros(policy, (n, *shape))
     obs, valid = group.reset(seed), np.ones(n, bool)
     distribution = Distribution.from_space(group.action_space)
+    _check_actions(policy, distribution, group)
     while any(len(done) < wanted for done, wanted in zip(finished, quota, strict=True)):
         stored = {key: _stored(x) for key, x in obs.items()}
         given = stored["obs"] if list(stored) == ["obs"] else stored

@@ -43,6 +43,8 @@ def check_leaves(obs_space: spaces.Dict, num_params: int) -> None:
     for key, space in obs_space.items():
         if not isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
             raise TypeError(f"obs_space[{key!r}] is {space}; it must be a Box, Discrete, MultiDiscrete or MultiBinary")
+        if 0 in (space.shape or ()):
+            raise ValueError(f"obs_space[{key!r}] is {space}; it must have at least one element")
     mask = obs_space.get(MASK)
     if mask is not None and mask.shape != (num_params,):
         raise ValueError(f"obs_space['{MASK}'] has shape {mask.shape}; it must be {(num_params,)}, a flag each")

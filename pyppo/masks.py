@@ -181,11 +181,13 @@ def mask_shape(parts: Sequence[Entry]) -> tuple[int, ...]:
     return shapes[0] if len(parts) == 1 else (sum(map(math.prod, shapes)),)
 
 
-def masks_in(infos: Mapping[str, Any], name: str, num_envs: int, unneeded: np.ndarray | None, step: int) -> np.ndarray:
+def masks_in(
+    infos: Mapping[str, Any], name: str, num_envs: int, unneeded: np.ndarray | None, step: int, first_env: int = 0
+) -> np.ndarray:
     """The masks `[N, ...]` that `infos[name]` holds, as Gymnasium's vector environments batch them.
 
     Args:
-        unneeded: bool `[N]`, rows that may lack one. None: no row may. step: for messages.
+        unneeded: bool `[N]`, rows that may lack one. None: no row may. step, first_env: for messages.
 
     Raises:
         ValueError: it is not there, or not for every row that needs one.
@@ -197,13 +199,20 @@ def masks_in(infos: Mapping[str, Any], name: str, num_envs: int, unneeded: np.nd
     if unneeded is not None:
         missing = missing & ~unneeded
     if missing.any():
-        row = int(np.flatnonzero(missing)[0])
+        row = first_env + int(np.flatnonzero(missing)[0])
         raise ValueError(f"environment {row} gave no {name!r} in its info at step {step}; it must always give one")
     if isinstance(masks, np.ndarray) and masks.dtype != object:
         return masks
     # Rows that Gymnasium did not batch: lists, or one mask a component.
     some = next(row for row in masks if row is not None)
-    return np.stack([np.concatenate([np.ravel(x) for x in (some if row is None else row)]) for row in masks])
+    rows = [np.concatenate([np.ravel(x) for x in (some if row is None else row)]) for row in masks]
+    for i, row in enumerate(rows):
+        if row.shape != rows[0].shape:
+            raise ValueError(
+                f"environment {first_env + i} gave {name!r} with {row.size} numbers at step {step}; it must have "
+                f"{rows[0].size}, as environment {first_env} has"
+            )
+    return np.stack(rows)
 
 
 def dict_of(features: Mapping[str, Entry], mask: ActionMask | None = None) -> spaces.Dict:

@@ -71,6 +71,16 @@ _ATARI: dict[str, Any] = {
     "ent_coef": 0.01,
     "env_options": {"episodic_life": True, "reward_clip": True},
 }
+# Grids of small symbols, rewarded at the end alone. Measured on MiniGrid-Empty-5x5-v0 (docs/learning.md).
+_MINIGRID: dict[str, Any] = {
+    "num_envs": 16,
+    "num_steps": 128,
+    "num_minibatches": 8,
+    "update_epochs": 4,
+    "learning_rate": 1e-3,
+    "ent_coef": 0.01,
+    "image_scale": 10.0,
+}
 _ATARI_GAMES = frozenset([
     "Adventure", "AirRaid", "Alien", "Amidar", "Assault", "Asterix", "Asteroids", "Atlantis", "Atlantis2",
     "Backgammon", "BankHeist", "BasicMath", "BattleZone", "BeamRider", "Berzerk", "Blackjack", "Bowling", "Boxing",
@@ -107,6 +117,8 @@ _PRESETS: dict[str, dict[str, Any]] = {
 def preset_for(env_id: str) -> dict[str, Any]:
     """The preset's values for `env_id`, any version of it ("Hopper-v4", "Hopper-v5"); empty where there is none,
     which leaves `Config`'s defaults. Atari games are those of version 5, as EnvPool has them."""
+    if isinstance(env_id, str) and env_id.startswith("MiniGrid-"):
+        return dict(_MINIGRID)
     name = re.fullmatch(r"(\w+)-v(\d+)", env_id) if isinstance(env_id, str) else None
     if name is None:
         return {}

@@ -372,6 +372,7 @@ class Collector:
             name: torch.from_numpy(np.stack([item[2][name] for item in self._finals])).to(device, tensor.dtype)
             for name, tensor in self.rollout.obs.items()
         }
+        _check_finals(obs, self._finals)
         index = torch.tensor([item[:2] for item in self._finals], device=device)
         states = self.rollout.states  # what flows on from a row is in the next one, its episode over or not
         flows = () if states is None else (states[index[:, 0] + 1, index[:, 1]],)
@@ -451,6 +452,17 @@ def _check_observations(obs: Mapping[str, Tensor], valid: np.ndarray, terminated
     used = torch.from_numpy(np.concatenate([valid[:1], follows]))
     if (found := find_not_finite(obs, used)) is not None:
         raise ValueError(f"{found}; it must be finite")
+
+
+def _check_finals(obs: Mapping[str, Tensor], finals: _Finals) -> None:
+    """Their values are part of the advantages, so each must be finite."""
+    for name, x in obs.items():
+        if x.is_floating_point() and not bool(x.isfinite().all()):
+            wrong = int((~x.flatten(1).isfinite().all(1) if x.dim() > 1 else ~x.isfinite()).nonzero()[0])
+            t, row, _ = finals[wrong]
+            raise ValueError(
+                f"environment {row} gave a final observation {name!r} that is not finite at step {t}; it must be finite"
+            )
 
 
 def find_not_finite(obs: Mapping[str, Tensor], used: Tensor | None = None) -> str | None:

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 
+import gymnasium as gym
 import numpy as np
 import probes
 import pytest
@@ -15,7 +16,7 @@ import pyppo
 from pyppo.config import Config
 from pyppo.envpool_envs import env_spaces, make_envs
 from pyppo.envs import EnvGroup
-from pyppo.masks import ActionMask, policy_spaces
+from pyppo.masks import ActionMask, masks_in, policy_spaces
 from pyppo.rollout import Collector, Rollout
 from pyppo.stepping import choose
 from pyppo.warmup import random_actions, random_rows
@@ -337,3 +338,64 @@ def test_the_stepping_trial_keeps_to_the_mask(monkeypatch):
     assert len(kept) > 100
     assert all(kept)
     assert stepping.rows_per_second
+
+
+class Sometimes(gym.Env):
+    """Gives its mask in the infos, but not with the last step of an episode; may end it with NaN."""
+
+    observation_space, action_space = spaces.Box(-1.0, 1.0, (2,), np.float32), spaces.Discrete(3)
+
+    def __init__(self, last=0.0, masks=(3, 3)):
+        self.last, self.widths = last, masks
+
+    def _info(self, width):
+        return {"action_mask": np.arange(width) != 1}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.step_count = 0
+        return np.zeros(2, np.float32), self._info(self.widths[0])
+
+    def step(self, action):
+        assert action != 1  # what its mask forbids
+        self.step_count += 1
+        done = self.step_count == 3
+        obs = np.full(2, self.last if done else 0.0, np.float32)
+        return obs, 1.0, False, done, {} if done else self._info(self.widths[1])
+
+
+def collector_of(env):
+    group = EnvGroup(env)
+    same = group.autoreset == "same_step"
+    rollout = Rollout(8, env.num_envs, group.obs_space, group.action_space, same_step=same)
+    collector = Collector([group], rollout, allowed_act, lambda obs: obs["obs"].sum(1))
+    collector.reset(1)
+    return collector
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_a_last_step_needs_no_mask(mode, num_envs):
+    collector = collector_of(SyncVectorEnv([Sometimes] * num_envs, autoreset_mode=mode))
+    collector.collect()
+    collector.collect()
+    assert {episode.length for episode in collector.episodes} == {3}
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.DISABLED])
+def test_a_final_observation_must_be_finite(mode):
+    collector = collector_of(SyncVectorEnv([Sometimes, lambda: Sometimes(np.nan)], autoreset_mode=mode))
+    with pytest.raises(ValueError, match="environment 1 gave a final observation 'obs' that is not finite at step 2"):
+        collector.collect()
+
+
+def test_a_mask_that_changes_its_length_is_told():
+    collector = collector_of(SyncVectorEnv([lambda: Sometimes(masks=(3, 2))] * 2))
+    with pytest.raises(ValueError, match=r"step 1.* must (keep its shape|have 3 numbers a row)"):
+        collector.collect()
+
+
+def test_the_environment_without_a_mask_is_named_among_all_groups():
+    infos = {"action_mask": np.ones((2, 3), bool), "_action_mask": np.array([True, False])}
+    with pytest.raises(ValueError, match="environment 5 gave no 'action_mask' in its info at step 7"):
+        masks_in(infos, "action_mask", 2, None, 7, first_env=4)

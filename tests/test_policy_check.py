@@ -177,3 +177,53 @@ def test_the_trainer_looks_before_anything_is_collected(envs):
     with pytest.raises(ValueError, match="failed on observations|they must be 'mean'"):
         Trainer(config_for(), envs=envs(), policy=Heads())
     Trainer(config_for(), envs=ObservationAction(), policy=Heads())
+
+
+class Normalized(Heads):
+    """Batch normalisation takes no single row in training; logarithms take nothing below the space."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(1)
+
+    def heads(self, obs):
+        x = self.norm(torch.log(obs["obs"]))
+        return {"logits": self.layer(x)}, self.critic(x).squeeze(1)
+
+
+def test_the_probe_stays_in_the_space_and_leaves_the_mode():
+    policy = Normalized()
+    above = spaces.Dict({"obs": spaces.Box(1, 2, (1,), np.float32)})
+    check_policy(policy, above, DISCRETE, torch.device("cpu"))
+    assert policy.training
+    assert policy.norm.training
+    assert policy.norm.num_batches_tracked == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "message"),
+    [
+        ("value", lambda obs: torch.zeros(3, 1), r"value\(\) gave a value of shape \(3, 1\); it must be .* \(3,\)"),
+        ("auxiliary_loss", lambda m: m.values, r"auxiliary_loss\(\) gave .* shape \(3,\); it must be .* shape \(\)"),
+        ("auxiliary_loss", lambda m: 0.0, r"auxiliary_loss\(\) gave a float; it must be a tensor of shape \(\)"),
+        ("auxiliary_loss", lambda m: m.nothing, r"auxiliary_loss\(\) of the policy, a Heads, failed on observations"),
+    ],
+)
+def test_what_is_optional_is_asked_too(name, answer, message):
+    policy = Heads()
+    object.__setattr__(policy, name, answer)
+    with pytest.raises(ValueError, match=message):
+        check_policy(policy, OBS, DISCRETE, torch.device("cpu"))
+
+
+def test_a_mask_must_not_be_forgotten():
+    masked = spaces.Dict({**OBS.spaces, "action_mask": spaces.MultiBinary(2)})
+    with pytest.raises(ValueError, match=r"params \['logits'\]; the environments have an action mask, so they must"):
+        check_policy(Heads(), masked, DISCRETE, torch.device("cpu"))
+
+
+def test_a_lazy_module_says_that_it_has_no_shape_yet():
+    policy = Heads()
+    policy.layer = nn.LazyLinear(2)
+    with pytest.raises(ValueError, match=r"parameter layer.weight has no shape yet \(a lazy module\)"):
+        Trainer(config_for(), envs=ObservationAction(2, 4), policy=policy, quiet=True)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pyppo.actions import Distribution
 from pyppo.masks import MASK
+from pyppo.policy import Minibatch
 
 _BATCHES = (3, 1)  # one row too: that is where a squeeze() too many shows
 _STEPS = 2  # of sequences, for a policy with a state
@@ -22,22 +23,30 @@ _STEPS = 2  # of sequences, for a policy with a state
 def check_policy(policy: nn.Module, obs_space: spaces.Dict, distribution: Distribution, device: torch.device) -> None:
     """Call a policy once and see whether what it gives has the right names, shapes and dtypes, and is finite.
 
-    It is asked about observations of zero, or the lowest of the space, 3 rows and then 1. Its buffers and torch's
-    generator are left as they were. What is right here is not looked at again at each step.
+    It is asked about observations of zero, or what comes nearest in the space, 3 rows and then 1, the one in `eval`
+    mode, where batch normalisation can take it. Its buffers and torch's generator are left as they were. What is right
+    here is not looked at again at each step.
 
     Raises:
         ValueError, TypeError: something is wrong; names the method, what it gave and what it must be.
     """
     with _left_alone(policy, device):
         for count in _BATCHES:
+            if count == 1:
+                policy.eval()
             _Probe(policy, obs_space, distribution, device, count).run()
 
 
 @contextmanager
 def _left_alone(policy: nn.Module, device: torch.device) -> Iterator[None]:
     before = {name: x.clone() for name, x in policy.named_buffers()}
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        yield
+    modes = {module: module.training for module in policy.modules()}
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
     with torch.no_grad():
         for name, x in policy.named_buffers():
             if name in before and before[name].shape == x.shape:
@@ -67,6 +76,7 @@ class _Probe:
             self._check_rows("heads() gave a value", value)
             for x in state:
                 self._check_state("heads()", x)
+            self._check_options(prepared)
             return
         actions = self._act()
         given = self._call("evaluate", prepared, actions, *self._state())
@@ -78,6 +88,24 @@ class _Probe:
                 "evaluate() gave logp and value that no gradient goes through; they must depend on the parameters "
                 "(no torch.no_grad(), no detach())"
             )
+        self._check_options(prepared)
+
+    def _check_options(self, prepared: Any) -> None:
+        """`value` and `auxiliary_loss`, where there are any."""
+        if hasattr(self.policy, "value") and self.shape is None:
+            self._check_rows("value() gave a value", self._call("value", prepared))
+        if not hasattr(self.policy, "auxiliary_loss"):
+            return
+        kind = torch.float32 if self.distribution.kind == "normal" else torch.int64
+        actions = torch.zeros((*self.rows, *self.distribution.shape), dtype=kind, device=self.device)
+        numbers = [torch.zeros(self.rows, dtype=self.dtype, device=self.device) for _ in range(4)]
+        minibatch = Minibatch(prepared, actions.to(self.dtype) if kind.is_floating_point else actions, *numbers)
+        if self.shape is not None:
+            state, starts = self._state()
+            minibatch = minibatch._replace(state=state, starts=starts, valid=torch.ones_like(starts))
+        loss = self._call("auxiliary_loss", minibatch)
+        if not isinstance(loss, Tensor) or loss.dim() != 0:
+            raise ValueError(f"auxiliary_loss() gave {_described(loss)}; it must be a tensor of shape ()")
 
     def _prepared(self) -> Any:
         if not hasattr(self.policy, "prepare"):
@@ -152,6 +180,11 @@ class _Probe:
             self._check_tensor(f"heads() gave {name}", params[name], shapes)
         if MASK in params:
             self._check_mask(params[MASK], shape)
+        elif MASK in self.obs:
+            raise ValueError(
+                f"heads() gave params {sorted(params)}; the environments have an action mask, so they must have "
+                f"{MASK!r} too: obs[{MASK!r}], or another torch.bool mask that is at least as strict"
+            )
 
     def _check_mask(self, mask: Any, shape: tuple[int, ...]) -> None:
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != shape:
@@ -191,7 +224,8 @@ def _observation(space: spaces.Space, name: str, rows: tuple[int, ...]) -> Tenso
     if name == MASK:
         return torch.ones(full, dtype=torch.bool)
     if np.issubdtype(space.dtype, np.floating):
-        return torch.zeros(full)
+        low, high = (np.broadcast_to(getattr(space, name, 0), full) for name in ("low", "high"))
+        return torch.from_numpy(np.clip(np.zeros(full, np.float32), low, high).astype(np.float32))
     lowest = np.broadcast_to(np.asarray(getattr(space, "start", 0)), full)
     return torch.from_numpy(np.array(lowest, dtype=space.dtype))
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 __all__ = ["FlatParameters"]
 
@@ -106,6 +107,11 @@ class FlatParameters:
 def _check_uniform(named: Mapping[str, nn.Parameter]) -> nn.Parameter:
     if not named:
         raise ValueError("the policy has no trainable parameter; at least one must have requires_grad=True")
+    for name, p in named.items():
+        if isinstance(p, UninitializedParameter):
+            raise ValueError(
+                f"parameter {name} has no shape yet (a lazy module); call the policy once on an observation first"
+            )
     first_name, first = next(iter(named.items()))
     for name, p in named.items():
         if not p.dtype.is_floating_point or p.dtype != first.dtype:
