@@ -23,11 +23,13 @@ from pyppo.engines.policy_check import check_policy
 from pyppo.engines.torch_engine import TorchEngine
 from pyppo.envpool_envs import env_spaces
 from pyppo.envs import Envs, as_groups
+from pyppo.finite import find_not_finite
 from pyppo.normalize import ObservationNormalizer, RewardScaler
 from pyppo.parts import make_policy, torch_threads
 from pyppo.policy import describe_policy
-from pyppo.rollout import Collector, Rollout, find_not_finite
+from pyppo.rollout import Collector
 from pyppo.stepping import Stepping, choose, make_groups
+from pyppo.storage import Rollout
 from pyppo.warmup import random_rows
 
 _LEARNING_RATES = (1e-6, 1e-2)  # bounds of the KL-adaptive learning rate
