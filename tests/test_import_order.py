@@ -35,6 +35,7 @@ LAYERS = [
         "actions",
         "envpool_envs",
         "envs",
+        "estimate",
         "features",
         "gymnasium_envs",
         "normalize",
@@ -45,7 +46,7 @@ LAYERS = [
         "warmup",
     },
     {"catalog", "engines", "checkpoint", "parts", "stepping"},
-    {"evaluation", "plot"},
+    {"evaluation", "plot", "trained"},
     {"trainer"},
     {"cli"},
 ]
@@ -55,6 +56,7 @@ SIBLINGS = {
     "masks": {"spaces"},
     "ops": {"autograd", "library", "results"},  # in eager calls; where torch.compile traces; the types of results
     "rollout": {"storage"},  # the loop fills it
+    "trained": {"plot"},  # a result draws its curve
     "warmup": {"rollout"},  # what it asks of a group
     "policy": {"actions", "features", "normalize"},  # it owns its action distribution and its observation statistics
 }
