@@ -1,66 +1,18 @@
 """Rollouts on their way to a GPU, on a simulated one whose copies come as late as they may."""
 
 import numpy as np
-import probes
 import pytest
 import torch
-from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rollout_cases import ENDINGS, Pictures, answer, value_of
 from simulated_gpu import SimulatedGpu
 
 from pyppo.envs import EnvGroup
 from pyppo.rollout import Collector, Rollout
 from pyppo.transfer import Results, Uploads
 
-ENDINGS = [[(2, "T"), (3, "C")], [(4, "C")], [(1, "B"), (5, "T")], [(6, "T"), (1, "C")]]
 NAMES = ("actions", "rewards", "terminated", "truncated", "valid", "values", "raw_rewards", "steps", "starts")
-
-
-class Pictures(probes.Scripted):
-    """`probes.Scripted` whose observation is a small picture of bytes and a number, and an action mask."""
-
-    def __init__(self, endings, same_step=False, first_row=0):
-        super().__init__(endings, same_step, first_row)
-        self.single_observation_space = spaces.Dict(
-            picture=spaces.Box(0, 255, (2, 3), np.uint8),
-            number=spaces.Box(-1e6, 1e6, (1,), np.float64),
-            action_mask=spaces.MultiBinary(2),
-        )
-
-    def reset(self, **kwargs):
-        obs, infos = super().reset(**kwargs)
-        return self.in_full(obs), infos
-
-    def step(self, actions):
-        obs, *rest, infos = super().step(actions)
-        if "final_obs" in infos:
-            infos["final_obs"] = self.in_full(infos["final_obs"])
-        return self.in_full(obs), *rest, infos
-
-    def in_full(self, obs):
-        number = obs.astype(np.int64).reshape(-1, 1, 1)
-        picture = (number + np.arange(6).reshape(1, 2, 3)) % 256
-        return {"picture": picture.astype(np.uint8), "number": obs.astype(np.float64),
-                "action_mask": np.stack([np.ones(len(obs)), obs[:, 0] % 2], 1).astype(np.int8)}  # fmt: skip
-
-
-def value_of(obs):
-    return obs["number"][:, 0] + obs["picture"].float().sum((1, 2)) / 100
-
-
-def answer(rollout, t, rows):
-    """Action, log-prob and value of row t, made of all that the row holds."""
-    obs = {name: x[t, rows] for name, x in rollout.obs.items()}
-    value = value_of(obs)
-    starts = rollout.starts[t, rows] if rollout.states is not None else torch.zeros_like(value)
-    if rollout.states is not None:
-        rollout.states[t + 1, rows] = torch.where(starts[:, None], 0.0, rollout.states[t, rows]) + value[:, None]
-        value = value + rollout.states[t + 1, rows, 0]
-    rollout.values[t, rows] = value
-    actions = (value.long() + rollout.steps[rows]) % 2 * obs["action_mask"][:, 1]
-    rollout.actions[t, rows] = actions
-    return actions
 
 
 def contents(rollout):
@@ -205,16 +157,17 @@ def test_a_rollouts_results_are_written_again_only_after_their_copies(monkeypatc
     if fault is not None:
         fault(monkeypatch)
     gpu, rng = SimulatedGpu(1), np.random.default_rng(1)
-    results = Results(3, 4, gpu)
+    flags, rewards = torch.zeros(3, 64, dtype=torch.bool), torch.zeros(3, 4)
+    results = Results(flags, rewards, gpu)
     sent, held, kept = [], [], []
     for _ in range(4):
-        flags, rewards = torch.zeros(3, 3, 4, dtype=torch.bool), torch.zeros(3, 4)
         results.begin()
-        results.flags[...] = rng.random((3, 3, 4)) < 0.5
+        for column in results.flags:
+            column[...] = rng.random((3, 4)) < 0.5
         new = torch.from_numpy(rng.normal(size=(3, 4)))
-        sent.append((results.flags.copy(), new.float().numpy()))
-        kept.append((np.flatnonzero(results.flags[2]), results.send(flags, rewards, new)))
-        held.append((flags, rewards))
+        sent.append((np.stack(results.flags), new.float().numpy()))
+        kept.append((np.flatnonzero(results.flags[2]), results.send(new)))
+        gpu.compute().ask(lambda: held.append((flags[:, :12].reshape(3, 3, 4).clone(), rewards.clone())))
     gpu.finish()
     pairs = [pair for a, b in zip(sent, held, strict=True) for pair in zip(a, b, strict=True)]
     assert all(np.array_equal(a, b.numpy()) for a, b in pairs) == (fault is None)
@@ -231,7 +184,7 @@ def test_observations_travel_once_and_as_they_are():
     steps = [size for stream, size in gpu.copied if stream == "copies"]
     assert steps == [mask, number, picture] * 2 * 7  # two groups; five steps and two resets
     carried_over = [2 * mask, 2 * number, 2 * picture]
-    flags, rewards = 3 * 5 * 4, 5 * 4 * 4
+    flags, rewards = 3 * 64, 5 * 4 * 4
     assert [size for stream, size in gpu.copied if stream == "compute"] == [*carried_over, flags, rewards]
 
 
