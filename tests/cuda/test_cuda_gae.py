@@ -86,7 +86,9 @@ def test_empty(num_steps: int, num_envs: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("valid", "final"), [(None, False), (0.8, True), (0.05, False), (0.0, False)])
 @pytest.mark.parametrize(("num_steps", "num_envs"), SHAPES)
-def test_moments_match(num_steps: int, num_envs: int, valid: float | None, final: bool, dtype: torch.dtype) -> None:
+def test_matches_with_moments(
+    num_steps: int, num_envs: int, valid: float | None, final: bool, dtype: torch.dtype
+) -> None:
     """Beside the same estimates: count, mean and squared deviations of what was written."""
     inputs = inputs_of(num_steps, num_envs, valid, final)
     inputs["values"] += 1000.0  # a sum of squares would lose digits

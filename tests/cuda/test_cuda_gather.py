@@ -88,12 +88,11 @@ def test_out_of_range_is_noted(name: str, bad: int) -> None:
 
 def test_only_the_slot_concerned_is_noted() -> None:
     case = gather_case(30, 30, 1, 2)
-    inputs = gather_inputs(case)
+    inputs, expected = gather_inputs(case), expected_of(case)
     inputs["rows"][inputs["order"][15 + 4]] = 35
     ops.gather_minibatch(**inputs)
     with pytest.raises(ValueError, match="slot 4 of a minibatch"):
         ops.check_errors(DEVICE)
-    expected = expected_of(case)
     keep = [i for i in range(15) if i != 4]
     for x, y in zip(inputs["out"], expected["out"], strict=True):
         assert torch.equal(x.cpu()[keep], y[keep])
