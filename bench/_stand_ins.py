@@ -1,4 +1,4 @@
-"""Environments of the same shapes as EnvPool's, for a machine without EnvPool: noise for observations, a reset now and then.
+"""Environments of the same shapes as EnvPool's, for a machine without it: noise for observations, a reset now and then.
 An engine's update takes as long on them; the time of their steps says nothing about EnvPool's."""
 
 from __future__ import annotations

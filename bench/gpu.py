@@ -72,7 +72,7 @@ def last_line(output: str) -> str:
 
 def build() -> dict[str, Any]:
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
-    status, output, seconds = run(command, PYPPO_CUDA="1", PYPPO_WERROR="1", PYPPO_PTXAS_VERBOSE="1")
+    status, output, seconds = run(command, PYPPO_CUDA="1", PYPPO_WERROR="1", PYPPO_CUDA_PROFILE="1")
     spilled = sum(int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", output))
     registers = [int(n) for n in re.findall(r"Used (\d+) registers", output)]
     shared = [int(n) for n in re.findall(r"(\d+) bytes smem", output)]
@@ -269,12 +269,16 @@ def write(path: Path | None, report: dict[str, Any]) -> None:
         path.write_text(json.dumps(report, indent=2) + "\n")
 
 
-def main() -> int:
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="where the results go as JSON")
     parser.add_argument("--only", nargs="+", choices=STAGES, default=list(STAGES), help="the stages to run")
     parser.add_argument("--skip", nargs="+", choices=STAGES, default=[], help="stages to leave out")
-    options = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    options = parse()
     if not torch.cuda.is_available():
         print("bench/gpu.py needs a CUDA device: torch.cuda.is_available() is False here. Nothing was run.")
         return 2

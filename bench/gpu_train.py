@@ -162,14 +162,18 @@ def show(result: dict[str, Any]) -> None:
             print(f"  {name:24} {'not measured' if found is None else f'{found:.2f}'} (target {target:g})")
 
 
-def main(arguments: list[str] | None = None) -> int:
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="+", choices=SETTINGS, metavar="NAME", help=f"which of {', '.join(SETTINGS)}")
     parser.add_argument("--device", default="cuda", help="where the policy is (default: cuda)")
     parser.add_argument("--seconds", type=float, default=8.0, help="how long each part is measured (default: 8)")
     parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="fields of Config for all of them")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
-    given = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    given = parse(arguments)
     if given.device.startswith("cuda") and not torch.cuda.is_available():
         print("bench/gpu_train.py needs a CUDA device: torch.cuda.is_available() is False here. Nothing was run.")
         return 2
