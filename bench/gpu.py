@@ -1,6 +1,10 @@
 """Everything about the CUDA kernels that only a GPU can show, in one call: build, test, sanitise, measure.
 
-    python bench/gpu.py [--json gpu.json] [--skip build tests sanitize bench]
+    python bench/gpu.py [--json gpu.json] [--only STAGE …] [--skip STAGE …]
+
+Stages: build, tests, sanitize (memcheck, racecheck, initcheck, synccheck), bench (each kernel), train (whole training
+loops, see bench/gpu_train.py). Each one's results are written as it ends, and one that fails or cannot run says why and
+takes no other's along; with --json, stages of other runs that stand in the file stay.
 
 Device times come from CUDA events around replays of a captured graph, so they hold no launch cost of the host's; "call"
 is what a Python caller waits for when it launches one after the other. Inputs rotate through more memory than the L2
@@ -20,16 +24,22 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+if TYPE_CHECKING:
+    from _gpu_cases import Case
+
 ROOT = Path(__file__).resolve().parents[1]
-STAGES = ("build", "tests", "sanitize", "bench")
+STAGES = ("build", "tests", "sanitize", "bench", "train")
+TRAINED = ("HalfCheetah-v4", "CartPole-v1", "Pong-v5")
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 # Under a sanitiser: every kernel, each way it can be launched, but not the thousand launches or the large batches.
 SANITIZED_TESTS = "(matches or nan_does or noted or empty or skip) and not more_rows and not vocabulary and not shape3"
@@ -62,13 +72,15 @@ def last_line(output: str) -> str:
 
 def build() -> dict[str, Any]:
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
-    status, output, seconds = run(command, PYPPO_CUDA="1", PYPPO_WERROR="1", PYPPO_PTXAS_VERBOSE="1")
-    spilled = sum(int(n) for n in re.findall(r"(\d+) bytes spill stores", output))
+    status, output, seconds = run(command, PYPPO_CUDA="1", PYPPO_WERROR="1", PYPPO_CUDA_PROFILE="1")
+    spilled = sum(int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", output))
     registers = [int(n) for n in re.findall(r"Used (\d+) registers", output)]
-    line = f"{len(registers)} kernels compiled, {spilled} bytes spilled, at most {max(registers, default=0)} registers"
+    shared = [int(n) for n in re.findall(r"(\d+) bytes smem", output)]
+    line = f"{len(registers)} kernels compiled, {spilled} bytes spilled, at most {max(registers, default=0)} registers "
+    line += f"and {max(shared, default=0)} bytes of shared memory"
     if not registers and status == 0:
         line = "up to date"
-    return report_stage("build", status, output, seconds, line)
+    return report_stage("build", status or int(spilled > 0), output, seconds, line)
 
 
 def test() -> dict[str, Any]:
@@ -100,16 +112,6 @@ def sanitize() -> dict[str, Any]:
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Case:
-    """A kernel at one size: `make(i)` gives the call of the i-th copy of its inputs."""
-
-    kernel: str
-    size: str
-    bytes_moved: int
-    make: Callable[[int], Callable[[], Any]]
 
 
 @dataclass
@@ -194,139 +196,22 @@ def measure(case: Case) -> Row:
     )  # fmt: skip
 
 
-# --- the cases --------------------------------------------------------------------------------------------------------
-
-
-def floats(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, device="cuda")
-
-
-def gae_case(num_steps: int, num_envs: int) -> Case:
-    from pyppo import ops
-
-    def make(_: int) -> Callable[[], Any]:
-        shape = (num_steps, num_envs)
-        rewards, values = floats(*shape), floats(num_steps + 1, num_envs)
-        terminated, truncated, valid = (torch.rand(shape, device="cuda") < p for p in (0.01, 0.01, 0.98))
-        out = (torch.empty_like(rewards), torch.empty_like(rewards))
-        return lambda: ops.gae(rewards, values, terminated, truncated, valid=valid, out=out)
-
-    return Case("gae", f"T={num_steps} N={num_envs}", 19 * num_steps * num_envs, make)
-
-
-def loss_inputs(batch: int) -> dict[str, torch.Tensor]:
-    return {name: floats(batch) for name in ("advantages", "values", "returns")}
-
-
-def categorical_case(batch: int, width: int, dtype: torch.dtype = torch.float32, **options: Any) -> Case:
-    from pyppo import ops
-
-    def make(_: int) -> Callable[[], Any]:
-        inputs: dict[str, Any] = loss_inputs(batch)
-        inputs["values"] = inputs["values"].to(dtype)
-        inputs["logits"] = floats(batch, width).to(dtype)
-        inputs["actions"] = torch.randint(0, width, (batch,), device="cuda")
-        inputs["old_logp"] = torch.full((batch,), -math.log(width), device="cuda")
-        return lambda: ops.ppo_loss_grad(**inputs, ent_coef=0.01, **options)
-
-    said = "".join(f" {name}" for name in options) + (" bf16" if dtype == torch.bfloat16 else "")
-    size = 2 * torch.finfo(dtype).bits // 8
-    return Case("loss, categorical", f"B={batch} A={width}{said}", batch * (size * (width + 1) + 20), make)
-
-
-def normal_case(batch: int, width: int) -> Case:
-    from pyppo import ops
-
-    def make(_: int) -> Callable[[], Any]:
-        inputs: dict[str, Any] = {**loss_inputs(batch), "mean": floats(batch, width), "log_std": floats(width) - 1}
-        inputs["actions"], inputs["old_logp"] = floats(batch, width), floats(batch) - width
-        return lambda: ops.ppo_loss_grad(**inputs)
-
-    return Case("loss, normal", f"B={batch} D={width}", batch * (12 * width + 20), make)
-
-
-def surrogate_case(batch: int) -> Case:
-    from pyppo import ops
-
-    def make(_: int) -> Callable[[], Any]:
-        inputs = {name: floats(batch) for name in ("logp", "old_logp", "advantages")}
-        weights = floats(batch).abs()
-        return lambda: ops.surrogate_loss(**inputs, weights=weights)
-
-    return Case("surrogate loss", f"B={batch}", 20 * batch, make)
-
-
-def sample_case(family: str, batch: int, width: int) -> Case:
-    from pyppo import ops
-
-    def make(i: int) -> Callable[[], Any]:
-        if family == "normal":
-            mean, log_std = floats(batch, width), floats(width) - 1
-            return lambda: ops.sample(mean=mean, log_std=log_std, seed=i, step=1)
-        logits = floats(batch, width)
-        return lambda: ops.sample(logits=logits, distribution=family, seed=i, step=1)
-
-    a_row = {"categorical": 4 * width + 16, "bernoulli": 12 * width + 8, "normal": 8 * width + 8}
-    return Case(f"sample, {family}", f"B={batch} A={width}", batch * a_row[family], make)
-
-
-def adam_case(size: int) -> Case:
-    from pyppo import ops
-
-    def make(_: int) -> Callable[[], Any]:
-        params, grads, exp_avg, exp_avg_sq = floats(size), floats(size), floats(size), floats(size).square()
-        step = torch.zeros(1, dtype=torch.int64, device="cuda")
-        return lambda: ops.adam(params, grads, exp_avg, exp_avg_sq, step, learning_rate=1e-4, max_grad_norm=0.5)
-
-    return Case("adam", f"P={size}", 32 * size, make)  # the gradient is read twice: its norm comes first
-
-
-def permutation_case(n: int) -> Case:
-    from pyppo import ops
-
-    return Case("permutation", f"n={n}", 8 * n, lambda i: lambda: ops.permutation(n, seed=i, device="cuda"))
-
-
-def cases() -> list[Case]:
-    return [
-        *(gae_case(t, n) for t, n in ((128, 8), (2048, 1), (128, 4096), (1024, 4096), (4096, 8192), (1 << 20, 1))),
-        *(categorical_case(b, a) for b, a in ((256, 4), (32768, 4), (262144, 18), (4096, 1024), (512, 50257))),
-        categorical_case(32768, 4, norm_adv=True),
-        categorical_case(262144, 18, torch.bfloat16),
-        *(normal_case(b, d) for b, d in ((32768, 6), (262144, 17), (32768, 64))),
-        surrogate_case(1 << 20),
-        *(sample_case("categorical", b, a) for b, a in ((1024, 4), (65536, 18), (4096, 1024))),
-        sample_case("bernoulli", 65536, 8),
-        sample_case("normal", 65536, 6),
-        *(adam_case(p) for p in (10_000, 1_000_000, 50_000_000)),
-        permutation_case(131072),
-    ]
-
-
-def eager_loss_us(batch: int, width: int) -> float:
-    """The same categorical loss and gradients in eager torch, microseconds a call."""
-    inputs = loss_inputs(batch)
-    logits = floats(batch, width).requires_grad_()
-    values = inputs["values"].requires_grad_()
-    actions = torch.randint(0, width, (batch, 1), device="cuda")
-    old_logp = torch.full((batch,), -math.log(width), device="cuda")
-
-    def call() -> Any:
-        log_p = logits.log_softmax(-1)
-        entropy = -(log_p.exp() * log_p).sum(-1)
-        ratio = (log_p.gather(-1, actions).squeeze(-1) - old_logp).exp()
-        policy = -torch.minimum(ratio * inputs["advantages"], ratio.clamp(0.8, 1.2) * inputs["advantages"])
-        value = 0.5 * (values - inputs["returns"]).square()
-        return torch.autograd.grad((policy + 0.5 * value - 0.01 * entropy).mean(), (logits, values))
-
-    return call_us(call)
+# --- all cases --------------------------------------------------------------------------------------------------------
 
 
 def bench() -> dict[str, Any]:
     print(f"\n{'kernel':22} {'size':26} {'device us':>10} {'call us':>9} {'GB/s':>8} {'of a copy':>10}")
     rows = []
+    from _gpu_cases import cases, eager_loss  # now: the build comes first
+
     for case in cases():
-        row = measure(case)
+        try:
+            row = measure(case)
+        except Exception as error:  # too little memory, say: the other figures are worth having
+            rows.append({"kernel": case.kernel, "size": case.size, "error": f"{type(error).__name__}: {error}"})
+            print(f"{case.kernel:22} {case.size:26} not measured: {error}", flush=True)
+            torch.cuda.empty_cache()
+            continue
         rows.append(asdict(row))
         print(
             f"{row.kernel:22} {row.size:26} {row.device_us:10.2f} {row.call_us:9.2f} {row.gigabytes_per_second:8.0f} "
@@ -334,9 +219,12 @@ def bench() -> dict[str, Any]:
             flush=True,
         )
         torch.cuda.empty_cache()
-    eager = {f"B={b} A={a}": round(eager_loss_us(b, a), 1) for b, a in ((256, 4), (32768, 4), (262144, 18))}
+    eager = {f"B={b} A={a}": round(call_us(eager_loss(b, a)), 1) for b, a in ((256, 4), (32768, 4), (262144, 18))}
     print("eager torch, the same loss and gradients, us a call: " + ", ".join(f"{k}: {v}" for k, v in eager.items()))
-    return {"rows": rows, "eager_loss_call_us": eager}
+    from pyppo import ops
+
+    failed = sum("error" in row for row in rows)
+    return {"status": int(failed > 0), "rows": rows, "eager_loss_call_us": eager, "pyppo": ops.build_info()}
 
 
 # --- all of it --------------------------------------------------------------------------------------------------------
@@ -359,27 +247,56 @@ def machine() -> dict[str, Any]:
     }
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def train() -> dict[str, Any]:
+    """Each environment in a process of its own, whose figures outlive a later one's failure."""
+    results: dict[str, Any] = {}
+    for name in TRAINED:
+        with tempfile.TemporaryDirectory() as folder:
+            figures = Path(folder) / "train.json"
+            status, output, seconds = run(
+                [sys.executable, "bench/gpu_train.py", name, "--json", figures], PYTHONPATH=str(ROOT)
+            )
+            result = report_stage(f"train {name}", status, output, seconds, "")
+            result |= json.loads(figures.read_text()) if figures.exists() else {"output": output[-2000:]}
+        if status == 0:
+            print(output)
+        results[name] = result
+    return results
+
+
+def write(path: Path | None, report: dict[str, Any]) -> None:
+    if path is not None:
+        path.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="where the results go as JSON")
+    parser.add_argument("--only", nargs="+", choices=STAGES, default=list(STAGES), help="the stages to run")
     parser.add_argument("--skip", nargs="+", choices=STAGES, default=[], help="stages to leave out")
-    options = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    options = parse()
     if not torch.cuda.is_available():
         print("bench/gpu.py needs a CUDA device: torch.cuda.is_available() is False here. Nothing was run.")
         return 2
-    report: dict[str, Any] = {"machine": machine()}
-    print(", ".join(f"{key} {value}" for key, value in report["machine"].items()) + "\n")
+    chosen = [name for name in STAGES if name in options.only and name not in options.skip]
+    report: dict[str, Any] = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
+    facts = machine()
+    print(", ".join(f"{key} {value}" for key, value in facts.items()) + "\n")
     sys.path.insert(0, str(ROOT))
-    for name, stage in zip(STAGES, (build, test, sanitize, bench), strict=True):
-        if name not in options.skip:
-            report[name] = stage()
-    if "bench" in report:
-        from pyppo import ops
-
-        report["machine"]["build"] = ops.build_info()
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
-    failed = [name for name in STAGES if has_failed(report.get(name, {}))]
+    stages = dict(zip(STAGES, (build, test, sanitize, bench, train), strict=True))
+    for name in chosen:
+        try:
+            report[name] = stages[name]()
+        except Exception as error:
+            traceback.print_exc()
+            report[name] = {"status": 1, "error": f"{type(error).__name__}: {error}"}
+        report[name]["machine"] = facts  # a stage's own: another run may have been on another machine
+        write(options.json, report)
+    failed = [name for name in chosen if has_failed(report[name])]
     print(f"failed: {', '.join(failed)}" if failed else "all stages that ran passed")
     return 1 if failed else 0
 

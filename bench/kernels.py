@@ -1,6 +1,6 @@
 """How fast are the kernels? Against NumPy, eager torch, torch.compile, torchrl, and the machine's own limit.
 
-    python bench/kernels.py [--quick] [--groups gae loss sample adam] [--json FILE]
+    python bench/kernels.py [--quick] [--groups gae loss …] [--json FILE]
 
 All contenders of a row run in one process, in turn. "limit" is a copy of the bytes that the kernel has to move at the
 least, on as many threads; "of limit" is its time over the kernel's. Targets are the project's own.
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import _baselines as base
+import _data_cases as data
 import torch
 from _common import (
     Contender,
@@ -34,7 +35,7 @@ from _common import (
 
 from pyppo import ops
 
-LIMIT = "limit (copy)"
+LIMIT = data.LIMIT
 GAE_SIZES = ((2048, 1), (128, 8), (256, 64), (128, 1024), (1024, 4096), (1, 1))
 CATEGORICAL_SIZES = ((1, 4), (256, 4), (4096, 6), (32768, 4), (262144, 18))
 NORMAL_SIZES = ((64, 6), (2048, 6), (32768, 6))
@@ -46,6 +47,19 @@ SAMPLE_SIZES = (
     ("normal", 1024, 6),
 )
 ADAM_LAYERS = {"64-64": (17, 64, 64, 6), "256-256": (64, 256, 256, 8), "1024-1024": (376, 1024, 1024, 17)}
+DATA_CASES: dict[str, tuple[Callable[[], data.DataCase], ...]] = {
+    "permutation": (lambda: data.permutation_case(2048), lambda: data.permutation_case(131_072)),
+    "gather": (
+        lambda: data.gather_case(2048, 64, (17,)),
+        lambda: data.gather_case(131_072, 4096, (17,)),
+        lambda: data.gather_case(1024, 256, (4, 84, 84), dtype=torch.uint8),
+    ),
+    "normalize": (
+        lambda: data.normalize_case(8, 17, torch.float64),
+        lambda: data.normalize_case(4096, 17, torch.float32),
+    ),
+    "call": (data.call_case,),
+}
 AUTOGRAD = "torch.compile, autograd"
 
 
@@ -286,6 +300,10 @@ def cases(groups: list[str], quick: bool, compile_steps: int) -> Iterator[tuple[
     if "adam" in groups:
         for name in list(ADAM_LAYERS)[:keep]:
             yield "adam", lambda name=name: adam_case(name, ADAM_LAYERS[name])
+    for group, makers in DATA_CASES.items():
+        if group in groups:
+            for make in makers[:keep]:
+                yield group, lambda make=make: Case(*make())
 
 
 # --- results --------------------------------------------------------------------------------------------------------
@@ -295,6 +313,10 @@ TITLES = {
     "loss": "PPO loss with metrics and gradients, B x A: microseconds",
     "sample": "action, log-prob and entropy, B x A: microseconds",
     "adam": "gradient clipping and Adam: microseconds",
+    "permutation": "a minibatch epoch's order: microseconds",
+    "gather": "one minibatch out of all columns: microseconds",
+    "normalize": "observations by running statistics, n x features: microseconds",
+    "call": "what a call costs: each kernel on the least input, microseconds",
 }
 
 

@@ -78,13 +78,13 @@ def test_the_extension_is_small() -> None:
 # ---- slow: these configure or build --------------------------------------------------------------------------------
 
 
-def configure(folder: Path, **env: str) -> tuple[int, str]:
+def configure(folder: Path, *options: str, **env: str) -> tuple[int, str]:
     """Exit status and output, in one line, of CMake's configuration, which decides about CUDA. It needs no Ninja."""
     pybind11 = pytest.importorskip("pybind11")
     if not shutil.which("cmake"):
         pytest.skip("needs cmake")
-    options = [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DPython_EXECUTABLE={sys.executable}"]
-    options.append(f"-DPYPPO_CUDA={env['PYPPO_CUDA']}")
+    options = (*options, f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DPython_EXECUTABLE={sys.executable}")
+    options = (*options, f"-DPYPPO_CUDA={env['PYPPO_CUDA']}")
     done = subprocess.run(
         ["cmake", "-S", ROOT, "-B", folder, *options], capture_output=True, text=True, env={**os.environ, **env}
     )
@@ -143,6 +143,37 @@ def test_another_value_of_pyppo_cuda_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="session")
+def cuda_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A build with CUDA, warnings as errors and the compiler's reports, configured and not yet built."""
+    homes = [os.environ.get("CUDA_HOME", ""), os.environ.get("CUDA_PATH", ""), "/usr/local/cuda"]
+    if not any(shutil.which("nvcc", path=path) for path in (None, *(f"{home}/bin" for home in homes if home))):
+        pytest.skip("needs nvcc")
+    if not shutil.which("ninja"):
+        pytest.skip("needs ninja")
+    folder = tmp_path_factory.mktemp("cuda")
+    status, output = configure(folder, "-GNinja", "-DPYPPO_WERROR=1", "-DPYPPO_CUDA_PROFILE=1", PYPPO_CUDA="1")
+    assert status == 0, output
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", sorted(path.name for path in (ROOT / "csrc" / "cuda").glob("*.cu")))
+def test_cuda_kernels_compile_without_a_warning_or_a_spill(source: str, cuda_build: Path) -> None:
+    """Each kernel for each target: registers suffice, so that nothing is put aside in memory."""
+    target = f"CMakeFiles/_C.dir/csrc/cuda/{source}.o"
+    done = subprocess.run(["ninja", "-C", cuda_build, target], capture_output=True, text=True)
+    report = done.stdout + done.stderr
+    assert done.returncode == 0, report
+    kernels = re.findall(r"Compiling entry function '\w+' for '(sm_\d+)'", report)
+    spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
+    assert len(spills) >= len(kernels)
+    assert len(re.findall(r"Used \d+ registers", report)) == len(kernels)
+    if source != "device.cu":  # which has no kernel
+        assert set(kernels) == {"sm_80", "sm_90"}
+    assert set(spills) <= {("0", "0", "0")}, report
+
+
+@pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel as a user's pip builds it: isolated, from the build requirements alone."""
     folder = tmp_path_factory.mktemp("wheel")
@@ -173,7 +204,7 @@ from pyppo import _C
 rewards, values = np.ones((2, 1), np.float32), np.zeros((3, 1), np.float32)
 flags = np.array([[0], [1]], np.uint8)
 advantages, returns = np.empty_like(rewards), np.empty_like(rewards)
-_C.gae(rewards, values, flags, np.zeros_like(flags), None, None, advantages, returns, 0.5, 1.0)
+_C.gae(rewards, values, flags, np.zeros_like(flags), None, None, advantages, returns, 0.5, 1.0, None)
 assert advantages.tolist() == [[1.5], [1.0]], advantages  # 1 + 0.5 * 1, then 1
 assert returns.tolist() == advantages.tolist()
 assert "torch" not in sys.modules

@@ -1,4 +1,4 @@
-// The launches around a loss kernel: the moments of the batch before it, the metrics after it.
+// The launches around a loss kernel: the moments of a large batch before it, the metrics after it.
 #include "../loss_options.h"
 #include "loss.cuh"
 
@@ -11,32 +11,14 @@ namespace {
 constexpr int moment_threads = 256;
 constexpr int finish_warps = 32;
 
-// Each block takes one stretch of rows, and reads its advantages a second time for the deviations from their mean.
+// Each block takes one stretch of rows.
 template <class T>
 __global__ __launch_bounds__(moment_threads) void moments_kernel(const __grid_constant__ LossView<T> loss,
                                                                  BatchMoments* __restrict__ moments) {
   const int64_t rows = (loss.batch + gridDim.x - 1) / gridDim.x;
   const int64_t first = blockIdx.x * rows, end = smaller(first + rows, loss.batch);
-  double sums[3] = {};  // rows, weights, advantages
-  for (int64_t row = first + threadIdx.x; row < end; row += moment_threads) {
-    const T weight = row_weight(loss, row);
-    if (weight == T(0)) continue;
-    sums[0] += 1;
-    sums[1] += double(weight);
-    if (loss.normalize_advantages) sums[2] += double(loss.advantages[row]);
-  }
-  block_sum<moment_threads>(sums);
-  const double mean = sums[0] > 0 ? sums[2] / sums[0] : 0.0;
-  double squares[1] = {};
-  if (loss.normalize_advantages) {
-    for (int64_t row = first + threadIdx.x; row < end; row += moment_threads) {
-      if (row_weight(loss, row) == T(0)) continue;
-      const double deviation = double(loss.advantages[row]) - mean;
-      squares[0] += deviation * deviation;
-    }
-    block_sum<moment_threads>(squares);
-  }
-  if (threadIdx.x == 0) moments[blockIdx.x] = {sums[0], sums[1], mean, squares[0]};
+  const BatchMoments found = stretch_moments<moment_threads>(loss, first, end);
+  if (threadIdx.x == 0) moments[blockIdx.x] = found;
 }
 
 __device__ void store_as(DType dtype, void* to, int64_t i, double x) {
@@ -91,7 +73,9 @@ LossPlan loss_plan(const LossArgs& args, int64_t parts, int64_t shared_log_stds)
                             (args.row_mask != nullptr || args.weights != nullptr);
   const int64_t blocks = smaller<int64_t>(moment_blocks, ceil_div(args.batch, moment_threads));
   LossPlan plan;
-  plan.num_moments = sums_weights || args.normalize_advantages ? int(blocks) : 0;
+  const bool needed = sums_weights || args.normalize_advantages;
+  plan.own_moments = needed && args.batch <= own_moments_rows;
+  plan.num_moments = needed && !plan.own_moments ? int(blocks) : 0;
   plan.parts = parts;
   plan.columns = num_sums + shared_log_stds;
   return plan;
@@ -115,6 +99,7 @@ LossView<T> loss_view(const LossArgs& args, const LossPlan& plan, void* workspac
   view.vf_coef = args.values != nullptr ? args.vf_coef : 0.0;
   view.moments = static_cast<const BatchMoments*>(workspace);
   view.num_moments = plan.num_moments;
+  view.own_moments = plan.own_moments;
   view.stats = static_cast<T*>(args.stats);
   return view;
 }

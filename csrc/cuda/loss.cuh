@@ -1,8 +1,9 @@
 // What every PPO loss does around its log-probs: weights, advantage normalisation, the surrogate with its derivatives,
 // the value gradient, and the sums that become the metrics.
 //
-// Up to three launches: the moments of the batch (only where a weight sum or a normalisation needs them), the loss
-// itself, and one that adds up what its blocks or warps left in the workspace. Each adds in a fixed order, in double.
+// Two launches: the loss with its gradients, and one that adds up what its blocks or warps left in the workspace. Where
+// a weight sum or a normalisation needs the whole batch's moments, each block sums up those of a small batch by itself;
+// those of a large one are one launch more, before. Each adds in a fixed order, in double.
 #pragma once
 
 #include <math.h>
@@ -14,6 +15,8 @@ namespace pyppo::cuda {
 
 constexpr int num_sums = 6;  // policy, value, entropy, approx_kl, clipped, kl: LossStat from stat_policy on
 constexpr int moment_blocks = 256;
+// A batch up to this is read by every block, mostly from caches: about as long as a launch takes.
+constexpr int64_t own_moments_rows = 4096;
 
 // One block's share of the batch.
 struct BatchMoments {
@@ -34,7 +37,8 @@ struct LossView {
   bool normalize_advantages;
   double ent_coef, vf_coef;
   const BatchMoments* moments;  // [num_moments]
-  int num_moments;              // 0: not needed
+  int num_moments;              // 0: not needed, or own
+  bool own_moments;             // each block sums them up from the rows
   T* stats;
 };
 
@@ -56,30 +60,68 @@ __device__ inline T row_weight(const LossView<T>& loss, int64_t row) {
   return loss.weights == nullptr ? T(1) : loss.weights[row];
 }
 
+// The moments of a stretch of rows. Every thread of the block must call it and gets them; advantages are read a second
+// time for the deviations from their mean.
+template <int threads, class T>
+__device__ inline BatchMoments stretch_moments(const LossView<T>& loss, int64_t first, int64_t end) {
+  double sums[3] = {};  // rows, weights, advantages
+#pragma unroll 4
+  for (int64_t row = first + threadIdx.x; row < end; row += threads) {
+    const T weight = row_weight(loss, row);
+    if (weight == T(0)) continue;
+    sums[0] += 1;
+    sums[1] += double(weight);
+    if (loss.normalize_advantages) sums[2] += double(loss.advantages[row]);
+  }
+  block_sum<threads>(sums);
+  const double mean = sums[0] > 0 ? sums[2] / sums[0] : 0.0;
+  double squares[1] = {};
+  if (loss.normalize_advantages) {
+#pragma unroll 4
+    for (int64_t row = first + threadIdx.x; row < end; row += threads) {
+      if (row_weight(loss, row) == T(0)) continue;
+      const double deviation = double(loss.advantages[row]) - mean;
+      squares[0] += deviation * deviation;
+    }
+    block_sum<threads>(squares);
+  }
+  return {sums[0], sums[1], mean, squares[0]};
+}
+
+// The same from what the blocks of a launch before have.
+template <int threads, class T>
+__device__ inline BatchMoments merged_moments(const LossView<T>& loss) {
+  double sums[3] = {};  // rows, weights, advantages
+  for (int i = threadIdx.x; i < loss.num_moments; i += threads) {
+    const BatchMoments m = loss.moments[i];
+    sums[0] += m.rows;
+    sums[1] += m.weight_sum;
+    sums[2] += m.rows * m.mean;
+  }
+  block_sum<threads>(sums);
+  const double mean = sums[0] > 0 ? sums[2] / sums[0] : 0.0;
+  double squares[1] = {};
+  if (loss.normalize_advantages) {
+    for (int i = threadIdx.x; i < loss.num_moments; i += threads) {
+      const BatchMoments m = loss.moments[i];
+      squares[0] += m.squared_deviations + m.rows * (m.mean - mean) * (m.mean - mean);
+    }
+    block_sum<threads>(squares);
+  }
+  return {sums[0], sums[1], mean, squares[0]};
+}
+
 // Every thread of the block must call it, and gets the same bits in each block.
 template <int threads, class T>
 __device__ inline LossScale loss_scale(const LossView<T>& loss) {
   LossScale out{double(loss.batch), 0.0, 0.0, 1.0};
-  if (loss.num_moments > 0) {
-    double sums[3] = {};  // rows, weights, advantages
-    for (int i = threadIdx.x; i < loss.num_moments; i += threads) {
-      const BatchMoments m = loss.moments[i];
-      sums[0] += m.rows;
-      sums[1] += m.weight_sum;
-      sums[2] += m.rows * m.mean;
-    }
-    block_sum<threads>(sums);
-    out.denominator = sums[1];
-    if (loss.normalize_advantages && sums[0] >= 2) {
-      const double mean = sums[2] / sums[0];
-      double squares[1] = {};
-      for (int i = threadIdx.x; i < loss.num_moments; i += threads) {
-        const BatchMoments m = loss.moments[i];
-        squares[0] += m.squared_deviations + m.rows * (m.mean - mean) * (m.mean - mean);
-      }
-      block_sum<threads>(squares);
-      out.advantage_mean = mean;
-      out.advantage_scale = math::advantage_scale(squares[0], sums[0]);
+  if (loss.own_moments || loss.num_moments > 0) {
+    const BatchMoments all =
+        loss.own_moments ? stretch_moments<threads>(loss, 0, loss.batch) : merged_moments<threads>(loss);
+    out.denominator = all.weight_sum;
+    if (loss.normalize_advantages && all.rows >= 2) {
+      out.advantage_mean = all.mean;
+      out.advantage_scale = math::advantage_scale(all.squared_deviations, all.rows);
     }
   }
   if (!isnan(loss.denominator)) out.denominator = loss.denominator;
@@ -125,6 +167,7 @@ __device__ inline void store_sums(double* to, const double (&sums)[num_sums]) {
 // The loss' workspace: the moments, then rows of partial sums.
 struct LossPlan {
   int num_moments;
+  bool own_moments;
   int64_t parts;    // rows of partial sums that the loss kernel writes
   int64_t columns;  // of a row: num_sums, then a shared log_std's gradient [D]
 
@@ -139,7 +182,7 @@ LossPlan loss_plan(const LossArgs& args, int64_t parts, int64_t shared_log_stds)
 template <class T>
 LossView<T> loss_view(const LossArgs& args, const LossPlan& plan, void* workspace);
 
-// The moments, where the plan has any.
+// The moments, where the plan has any apart from the loss.
 template <class T>
 void launch_moments(const LossView<T>& loss, Stream stream);
 
