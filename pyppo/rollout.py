@@ -124,6 +124,7 @@ class Rollout:
         self.logp, self.rewards = zeros(num_steps), zeros(num_steps)
         self.values = zeros(num_steps + 1)
         self.terminated, self.truncated, self.valid = (zeros(num_steps, dtype=torch.bool) for _ in range(3))
+        self._known: _KnownRows | None = None
         self.advantages, self.returns = zeros(num_steps), zeros(num_steps)
         self.final_values = zeros(num_steps) if same_step else None
         self.dist_params = {k: zeros(num_steps, *shape) for k, shape in store_dist.items()} if store_dist else None
@@ -131,6 +132,47 @@ class Rollout:
         self.starts = zeros(num_steps + 1, dtype=torch.bool)
         self.steps = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
         self.raw_rewards = torch.zeros((num_steps, num_envs), dtype=torch.float64)
+
+    def valid_rows(self) -> Tensor:
+        """Where `valid` is true: flat indices int64 `[n]` on the rollout's device, in [T, N] order.
+
+        Where the collector filled a GPU's rollout they are known, and nothing waits for the device. Where `valid` was
+        written since, or replaced, they are looked up in it. A write that torch is not told of, through `valid.data`
+        or a pointer, must be followed by `know_valid(None)`.
+        """
+        known = self._still_known()
+        return self.valid.reshape(-1).nonzero().squeeze(1) if known is None else known
+
+    @property
+    def num_valid(self) -> int:
+        """How many rows are valid, without waiting for the device where `valid_rows` does not."""
+        known = self._still_known()
+        return int(self.valid.count_nonzero()) if known is None else len(known)
+
+    def know_valid(self, rows: Tensor | None) -> None:
+        """Take `rows` for what `valid_rows` finds in `valid` as it is now; None: look when asked.
+
+        For who wrote `valid` through torch and knows what it wrote. NumPy's writes are not counted, so storage on the
+        CPU is looked at.
+        """
+        valid = self.valid
+        known = None if rows is None or valid.is_inference() else _KnownRows(rows, valid, valid._version)
+        self._known = known
+
+    def _still_known(self) -> Tensor | None:
+        """The rows that are known, unless `valid` is not what it was then."""
+        if (known := self._known) is None:
+            return None
+        same = self.valid is known.valid and self.valid._version == known.version
+        return known.rows if same else None
+
+
+class _KnownRows(NamedTuple):
+    """The valid rows of a rollout, and the tensor and version of it that they are of."""
+
+    rows: Tensor
+    valid: Tensor
+    version: int
 
 
 # torch can hold these and do hardly anything with them.

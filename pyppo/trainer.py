@@ -18,7 +18,7 @@ from pyppo import checkpoint as checkpoints
 from pyppo import ops, report
 from pyppo.actions import Distribution, stream_seed
 from pyppo.config import Config
-from pyppo.engines import Schedule, describe, make_engine, valid_indices
+from pyppo.engines import Schedule, describe, make_engine
 from pyppo.engines.policy_check import check_policy
 from pyppo.engines.torch_engine import TorchEngine
 from pyppo.envpool_envs import env_spaces
@@ -324,7 +324,7 @@ class Trainer:
             final_values=rollout.final_values,
             out=(rollout.advantages, rollout.returns),
         )
-        rows = valid_indices(rollout.valid)
+        rows = rollout.valid_rows()
         advantages, returns = (x.reshape(-1)[rows].double() for x in (rollout.advantages, rollout.returns))
         if len(rows) < 2:
             return math.nan
@@ -369,10 +369,10 @@ class Trainer:
     def _learn_statistics(self) -> None:
         """Take the rollout's valid observations into the statistics, which were fixed until here."""
         if self._normalizer is not None:
-            length, valid = self.config.num_steps, self.rollout.valid
+            length = self.config.num_steps
             obs = {key: x[:length].flatten(0, 1) for key, x in self.rollout.obs.items()}
-            if not bool(valid.all()):
-                rows = valid_indices(valid)
+            if self.rollout.num_valid < length * self.config.num_envs:
+                rows = self.rollout.valid_rows()
                 obs = {key: x[rows] for key, x in obs.items()}
             self._normalizer.update(obs)
 

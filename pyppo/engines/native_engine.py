@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pyppo import ops
 from pyppo.actions import Distribution, stream_seed
 from pyppo.config import Config
-from pyppo.engines import Schedule, as_tensors, valid_indices
+from pyppo.engines import Schedule, as_tensors
 from pyppo.engines.mlp import Mlp, UnfitError, read_mlp
 from pyppo.engines.objective import STATS, dist_shapes, kl_limit, loss_settings, mean_metrics
 from pyppo.engines.optimizer import OptimizerState
@@ -117,7 +117,7 @@ class NativeEngine:
         self._ready(rollout)
         if self._inputs.prepared:
             self._inputs.fill_steps()
-        rows = valid_indices(rollout.valid)
+        rows = rollout.valid_rows()
         table = self._minibatches(rows, schedule, iteration) if len(rows) else torch.zeros(0, len(STATS) + 3).double()
         stats, grad_norms, applied = table.split((len(STATS) + 1, 1, 1), dim=1)
         metrics = mean_metrics(stats, grad_norms.squeeze(1), applied.squeeze(1) > 0)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pyppo import ops
 from pyppo.actions import Distribution, stream_seed
 from pyppo.config import Config
-from pyppo.engines import Schedule, as_tensors, valid_indices
+from pyppo.engines import Schedule, as_tensors
 from pyppo.engines.objective import APPROX_KL, STATS, dist_shapes, kl_limit, loss_settings, mean_metrics
 from pyppo.engines.optimizer import OptimizerState
 from pyppo.features import Prepared
@@ -195,7 +195,7 @@ class TorchEngine:
         """All epochs over one rollout whose advantages and returns are set; the metrics, means over its rows."""
         self.optimizer.check()
         batch = self._flatten(rollout)
-        rows = valid_indices(rollout.valid)
+        rows = rollout.valid_rows()
         limit = kl_limit(self.config)
         stopped = None if limit is None else torch.zeros(1, dtype=torch.bool, device=self.device)
         log = _MetricsLog()
