@@ -146,8 +146,8 @@ class Config:
     captured CUDA graphs on a GPU, for policies with `heads`; "torch", for every policy and device; "auto" takes native
     or cuda_graph where it can run the policy."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """"bf16" runs the policy's networks under torch's bfloat16 autocast; loss, advantages, optimiser and parameters stay
-    float32, and so does a policy that is loaded. Not for engine "native"."""
+    """"bf16" runs the policy's networks under torch's bfloat16 autocast in training; parameters, loss, advantages and
+    optimiser are float32, and so is all of a policy that is loaded or evaluated. Not for engine "native"."""
     device: str = "auto"
     """"cpu", "cuda", "cuda:<index>", or "auto": where the policy's parameters are, which for the built-in policy is the
     CPU."""

@@ -83,8 +83,8 @@ def make_engine(config: Config, policy: nn.Module, distribution: Distribution) -
     """The engine that `config.engine` names, on `config.device`.
 
     "auto" is native, on the CPU, or cuda_graph, on a GPU, where that can run the policy; else torch. `Engine.reason`
-    says why it is torch. Whether a policy can be captured shows when it first runs: a `CudaGraphEngine` that "auto" took
-    goes on as `TorchEngine` if it cannot, and says so.
+    says why. Whether a policy can be captured shows when it first runs: a `CudaGraphEngine` that "auto" took goes on as
+    `TorchEngine` if it cannot, and says so.
 
     Raises:
         ValueError: the device cannot be had, the settings ask for what the policy cannot give, or the engine that is
@@ -113,6 +113,10 @@ def _choose(config: Config, policy: nn.Module, device: torch.device, distributio
     """The engine's name, and why it is that one."""
     from pyppo.engines import cuda_graph_engine, native_engine
 
+    if config.engine == "cuda_graph" and device.type != "cuda":
+        raise ValueError(
+            f"engine is 'cuda_graph'; it must be 'auto', 'native' or 'torch', since the device is {device}, not a GPU"
+        )
     if config.engine != "auto":
         return config.engine, "as asked for"
     if device.type == "cuda":

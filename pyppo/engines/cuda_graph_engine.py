@@ -145,9 +145,10 @@ class CudaGraphEngine(TorchEngine):
         if not len(rows):
             return super().update(rollout, schedule, iteration)
         self._look(rollout)
+        if self._updating is None:
+            self._updating = _Updating(self, rollout)
         update = self._updating
-        if update is None or update.settings != loss_settings(self.config, schedule):
-            update = self._updating = _Updating(self, rollout, schedule)
+        update.match(schedule)
         try:
             update.launch(rows, schedule.learning_rate, iteration)
         finally:
@@ -198,10 +199,10 @@ class CudaGraphEngine(TorchEngine):
     def _look(self, rollout: Rollout) -> None:
         """Forget what was captured if it is not of this rollout and of the policy as it is now."""
         self.optimizer.check()
+        if (unfit := _unfit(self.policy)) is not None:
+            raise CaptureError(unfit)
         bound_to = self._layout(), [_place(x) for x in rollout_tensors(rollout)]
         if bound_to != self._bound_to:
-            if (unfit := _unfit(self.policy)) is not None:
-                raise CaptureError(unfit)
             self._forget()
             self._bound_to = bound_to
         self._rollout = rollout
@@ -238,7 +239,7 @@ class CudaGraphEngine(TorchEngine):
 
 
 class _Acting:
-    """One group's acting, captured: a call fills row t and gives the actions, [n, *shape], which the next overwrites."""
+    """One group's acting, captured: a call fills row t and gives the actions [n, *shape], which the next overwrites."""
 
     def __init__(self, engine: CudaGraphEngine, rollout: Rollout, t: int, rows: slice) -> None:
         gpu = rollout.actions.is_cuda
@@ -265,17 +266,22 @@ class _Acting:
 
 
 class _Updating:
-    """An update of one rollout, captured, with the coefficients of the loss as they were."""
+    """The update of one rollout, captured."""
 
-    def __init__(self, engine: CudaGraphEngine, rollout: Rollout, schedule: Schedule) -> None:
+    def __init__(self, engine: CudaGraphEngine, rollout: Rollout) -> None:
         config = engine.config
-        self.settings = loss_settings(config, schedule)
         self.buffers = buffers = UpdateBuffers(engine._flatten(rollout), rollout, config)
-        self._limited, self._epochs, self._parts = config.target_kl is not None, config.update_epochs, buffers.num_parts
-        self._seed = engine._order_seed
+        self._engine, self._settings = engine, {}
+        self._limited, self._epochs = config.target_kl is not None, config.update_epochs
         self._events = [torch.cuda.Event() for _ in range(self._epochs)] if rollout.actions.is_cuda else []
         self._refresh = engine.capture(lambda: buffers.refresh(engine._flatten(rollout)), lambda: None)
-        self._minibatch = engine.capture(lambda: engine.minibatch_step(buffers, schedule), buffers.rehearse)
+
+    def match(self, schedule: Schedule) -> None:
+        """Capture the minibatch step, unless it is there with these coefficients of the loss."""
+        settings, engine, buffers = loss_settings(self._engine.config, schedule), self._engine, self.buffers
+        if settings != self._settings:
+            self._minibatch = engine.capture(lambda: engine.minibatch_step(buffers, schedule), buffers.rehearse)
+            self._settings = settings
 
     def launch(self, rows: Tensor, learning_rate: float, iteration: int) -> None:
         """Everything up to the metrics' copy to the host, of which nothing waits for the device, but where there is a
@@ -286,8 +292,8 @@ class _Updating:
         for epoch in range(self._epochs):
             if self._limited and epoch > 1 and self._had_stopped(epoch - 2):
                 break
-            b.shuffle(len(rows), self._seed, iteration, epoch)
-            for _ in range(self._parts):
+            b.shuffle(len(rows), self._engine._order_seed, iteration, epoch)
+            for _ in range(b.num_parts):
                 self._minibatch()
             if self._limited:
                 b.stops[epoch : epoch + 1].copy_(b.stopped, non_blocking=True)

@@ -26,9 +26,7 @@ _COLUMNS = ("actions", "logp", "values", "advantages", "returns", "steps")  # of
 _ACTION_DTYPES = ("int8", "int16", "int32", "int64", "uint8", "float32", "float64")
 
 
-def why_not(
-    policy: nn.Module, device: torch.device, distribution: Distribution, precision: str = "fp32"
-) -> str | None:
+def why_not(policy: nn.Module, device: torch.device, distribution: Distribution, precision: str = "fp32") -> str | None:
     """Why `NativeEngine` cannot run a policy there, in one sentence; None: it can."""
     if device.type != "cpu":
         return f"the device is {device}, not the CPU"

@@ -133,9 +133,7 @@ class TorchEngine:
             row_offset=rows.start,
         )
 
-    def _store(
-        self, rollout: Rollout, t: int, rows: slice, params: dict[str, Tensor], value: Tensor
-    ) -> np.ndarray:
+    def _store(self, rollout: Rollout, t: int, rows: slice, params: dict[str, Tensor], value: Tensor) -> np.ndarray:
         """Draw from what the heads gave, and write it to row `t`; the environment's actions [n, *shape]."""
         sample = self._draw(rollout, rows, params)
         rollout.actions[t, rows] = sample.actions.view_as(rollout.actions[t, rows])
@@ -175,11 +173,11 @@ class TorchEngine:
         tensors = as_tensors(obs, self.device)
         prepared = self._prepare(tensors)
         if hasattr(self.policy, "value"):
-            return cast(Tensor, self._call(self.policy.value, prepared))
+            return cast("Tensor", self._call(self.policy.value, prepared))
         if self.fused:
-            return cast(Tensor, self._call(self.policy.heads, prepared)[1])
+            return cast("Tensor", self._call(self.policy.heads, prepared)[1])
         actions = torch.as_tensor(self._policy_actions(tensors), device=self.device)
-        return cast(Tensor, self._call(self.policy.evaluate, prepared, actions)[2])
+        return cast("Tensor", self._call(self.policy.evaluate, prepared, actions)[2])
 
     def bootstrap(self, rollout: Rollout) -> None:
         """Write the value of the observation after the last step to `rollout.values[T]`."""
@@ -249,8 +247,10 @@ class TorchEngine:
         else:
             loss, stats = self._surrogate_loss(minibatch, schedule)
             tensors, grads = [loss], [None]
-        if auxiliary_loss is not None and (auxiliary := self._call(auxiliary_loss, self._shown(minibatch))).requires_grad:
-            tensors, grads = [*tensors, auxiliary], [*grads, None]
+        if auxiliary_loss is not None:
+            auxiliary = self._call(auxiliary_loss, self._shown(minibatch))
+            if auxiliary.requires_grad:
+                tensors, grads = [*tensors, auxiliary], [*grads, None]
         torch.autograd.backward(tensors, grads)
         return stats
 
