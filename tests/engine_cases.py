@@ -92,11 +92,11 @@ def engine_pair(space, config, **how):
 
 def new_rollout(engine, space, *, steps=T, rows=N, obs_space=None):
     """A rollout for `engine` with random observations, among them an action mask, and nothing else."""
-    rollout = Rollout(steps, rows, obs_space or box_obs(), space, store_dist=engine.dist_shapes)
+    rollout = Rollout(steps, rows, obs_space or box_obs(), space, store_dist=engine.dist_shapes, device=engine.device)
     generator = torch.Generator().manual_seed(0)
     for key, x in rollout.obs.items():
         if key == MASK:
-            rollout.obs[key] = masks_for(engine.distribution, (steps + 1) * rows).view(x.shape)
+            x.copy_(masks_for(engine.distribution, (steps + 1) * rows).view(x.shape))
         elif x.is_floating_point():
             x.copy_(torch.randn(x.shape, generator=generator) * 2)
         else:
@@ -128,8 +128,8 @@ def filled(engine, space, *, valid=None, drift=0.0, **shape):
     for x in (rollout.advantages, rollout.returns):
         x.copy_(torch.randn(x.shape, generator=generator))
     for x in (rollout.logp, rollout.values):
-        x += drift * torch.randn(x.shape, generator=generator)
-    rollout.valid[:] = True if valid is None else valid
+        x += drift * torch.randn(x.shape, generator=generator).to(x)
+    rollout.valid.copy_(torch.tensor(True) if valid is None else valid)
     return rollout
 
 

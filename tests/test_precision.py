@@ -6,7 +6,7 @@ import pytest
 import torch
 from engine_cases import FAMILY, SPACES, N, T, act_in, box_obs, engine_on, filled, schedule, settings, state_of
 from gymnasium import spaces
-from test_cuda_graph_engine import on_graphs
+from test_graph_engine import on_graphs
 from torch import nn
 
 import pyppo

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -67,7 +68,9 @@ class Graphs:
 @contextmanager
 def _no_waiting() -> Iterator[None]:
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the mode is a prototype, and does not notice everything
+        torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:

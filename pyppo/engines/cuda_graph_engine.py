@@ -260,7 +260,7 @@ class _Acting:
         self._replay()
         self._next = (t + 1) % self._length
         if self._done is not None:
-            self._done.record()
+            self._done.record(torch.cuda.current_stream(self._t.device))
             self._done.synchronize()
         return self._actions
 
@@ -313,7 +313,7 @@ class _Updating:
 
     def _record(self, event: int) -> None:
         if self._events:
-            self._events[event].record()
+            self._events[event].record(torch.cuda.current_stream(self.buffers.log.device))
 
     def _wait(self, event: int) -> None:
         if self._events:

@@ -156,8 +156,9 @@ def test_one_step_rollouts():
         np.testing.assert_array_equal(*sent)
 
 
-def test_what_is_sent_is_not_overwritten():
-    space = SPACES["box"]
+@FAMILY
+def test_what_is_sent_is_not_overwritten(name):
+    space = SPACES[name]
     engine = on_graphs(engine_on("torch", space, settings()))
     rollout = new_rollout(engine, space)
     first = engine.act(rollout, 0, slice(0, N))
