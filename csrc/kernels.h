@@ -20,6 +20,7 @@ enum class Objective { clip, unclipped, kl };
 struct RowErrors {
   int64_t action = -1;        // an action outside its range, or one the mask forbids
   int64_t distribution = -1;  // no action possible: all masked, or NaN where a sample is drawn
+  int64_t index = -1;         // of a minibatch: its row does not exist
 };
 
 // --- gae -------------------------------------------------------------------------------------------------------------
@@ -36,7 +37,10 @@ struct GaeArgs {
   void* advantages;           // [T, N]
   void* returns;              // [T, N]
   double gamma, gae_lambda;
+  double* moments = nullptr;  // [2, 3], nullable: of advantages and of returns at valid rows, see GaeMoment
 };
+
+enum GaeMoment { moment_count, moment_mean, moment_squared_deviations, num_gae_moments };
 
 // --- losses ----------------------------------------------------------------------------------------------------------
 
@@ -156,6 +160,44 @@ struct PermutationArgs {
   int64_t* out;  // [n]
 };
 
+// --- gather_minibatch ------------------------------------------------------------------------------------------------
+
+struct GatherColumn {
+  const void* from;  // [rows, row_bytes]
+  void* to;          // [C, row_bytes]
+  int64_t rows, row_bytes;
+};
+
+constexpr int max_gather_columns = 32;
+
+// One part of a shuffled rollout. C = ceil(capacity / num_parts) slots, of which the part may leave a few unused.
+struct GatherArgs {
+  const GatherColumn* columns;  // host pointer, [num_columns]; each has a row if C is not 0
+  int num_columns;
+  int64_t capacity;
+  const int64_t* rows;   // [capacity], of which the first `count` matter
+  const int64_t* order;  // [capacity], likewise: a permutation of [0, count)
+  const int64_t* count;  // one element, in [0, capacity]
+  const int64_t* part;   // one element, in [0, num_parts)
+  int64_t num_parts;     // in [1, 2^31)
+  float* weights;        // [C]: 1 for a row, 0 where the slot is unused
+};
+
+// --- normalize -------------------------------------------------------------------------------------------------------
+
+enum class NumberType { i8, u8, i16, i32, i64, f32, f64 };
+
+struct NormalizeArgs {
+  NumberType type;  // of x
+  int64_t rows, features;
+  const void* x;       // [rows, features]
+  const double* mean;  // [features]
+  const double* var;   // [features]
+  double eps;
+  float clip;  // +inf: off
+  float* out;  // [rows, features]
+};
+
 // --- multilayer perceptrons: policies that run wholly on the CPU -----------------------------------------------------
 
 enum class Activation { tanh, relu, elu, silu };
@@ -196,8 +238,6 @@ struct MlpValueArgs {
   float* values;     // [rows]
 };
 
-enum class ActionType { i8, u8, i16, i32, i64, f32, f64 };
-
 struct MlpActArgs {
   Mlp mlp;
   MlpDistribution dist;
@@ -212,7 +252,7 @@ struct MlpActArgs {
   float* values;         // [rows]
   float* old_params;     // [rows, A], nullable: where to keep logits or means
   float* old_log_std;    // [rows, A], nullable
-  ActionType env_type;
+  NumberType env_type;
   void* env_actions;            // [rows, K]
   const int64_t* action_start;  // [K], nullable: added to discrete actions
   const double* action_low;     // [K], normal; infinite: no bound
@@ -266,6 +306,8 @@ void surrogate_loss(const SurrogateLossArgs& args);
 RowErrors sample(const SampleArgs& args);
 void adam(const AdamArgs& args);
 void permutation(const PermutationArgs& args);
+RowErrors gather_minibatch(const GatherArgs& args);
+void normalize(const NormalizeArgs& args);
 
 // The instruction set in use: "avx512", "avx2" or "portable"; PYPPO_CPU overrides it, read when the first kernel runs.
 const char* capability();
@@ -286,7 +328,7 @@ size_t surrogate_loss_workspace(const SurrogateLossArgs& args);
 size_t adam_workspace(const AdamArgs& args);
 
 // Launch on `stream` of the current device: no allocation, no synchronisation, so a graph can capture them. `errors`:
-// two int64 on the device, nullable, initialised to -1 by the caller: action row, distribution row (see RowErrors).
+// three int64 on the device, nullable, initialised to -1 by the caller: RowErrors' action, distribution and index.
 // A failed launch throws std::runtime_error.
 void gae(const GaeArgs& args, void* workspace, Stream stream);
 void ppo_loss(const PpoLossArgs& args, void* workspace, int64_t* errors, Stream stream);
@@ -294,6 +336,8 @@ void surrogate_loss(const SurrogateLossArgs& args, void* workspace, Stream strea
 void sample(const SampleArgs& args, int64_t* errors, Stream stream);
 void adam(const AdamArgs& args, void* workspace, Stream stream);
 void permutation(const PermutationArgs& args, Stream stream);
+void gather_minibatch(const GatherArgs& args, int64_t* errors, Stream stream);
+void normalize(const NormalizeArgs& args, Stream stream);
 
 // Makes `device` current and returns the one that was.
 int set_device(int device);

@@ -25,6 +25,8 @@ void surrogate_loss(const SurrogateLossArgs&, void*, Stream) { fail(); }
 void sample(const SampleArgs&, int64_t*, Stream) { fail(); }
 void adam(const AdamArgs&, void*, Stream) { fail(); }
 void permutation(const PermutationArgs&, Stream) { fail(); }
+void gather_minibatch(const GatherArgs&, int64_t*, Stream) { fail(); }
+void normalize(const NormalizeArgs&, Stream) { fail(); }
 
 int set_device(int) { fail(); }
 Info info() { return {}; }

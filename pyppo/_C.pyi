@@ -20,6 +20,7 @@ def gae(
     returns: _Array | None,
     gamma: float,
     gae_lambda: float,
+    moments: _Array | None,
     /,
 ) -> tuple[Any, Any]: ...
 
@@ -117,6 +118,25 @@ def adam(
     /,
 ) -> Tensor: ...
 def permutation(out: Tensor, seed: int, iteration: int, epoch: int, /) -> None: ...
+
+# Fills out and weights.
+def gather_minibatch(
+    columns: Sequence[Tensor],
+    rows: Tensor,
+    order: Tensor,
+    count: Tensor,
+    part: Tensor,
+    num_parts: int,
+    out: Sequence[Tensor],
+    weights: Tensor,
+    errors: Callable[[int], Tensor] | None,
+    /,
+) -> None: ...
+
+# Returns out, or a new tensor where it is None.
+def normalize(
+    x: Tensor, mean: Tensor, var: Tensor, eps: float, clip: float | None, out: Tensor | None, /
+) -> Tensor: ...
 def philox(key: int, c0: int, c1: int, c2: int, c3: int, /) -> tuple[int, int, int, int]: ...
 def set_num_threads(count: int, /) -> None: ...
 def get_num_threads() -> int: ...

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from pyppo import _C
 
-# Two int64 a CUDA device: the rows of an impossible action and of an impossible distribution, or -1.
+# Three int64 a CUDA device: the rows of an impossible action and of an impossible distribution, and the slot of a
+# minibatch whose row does not exist, or -1.
 error_flags: dict[torch.device, Tensor] = {}
 
 
@@ -24,8 +25,10 @@ def device_errors(index: int) -> Tensor:
     flags = error_flags.get(device)
     if flags is None:
         if torch.cuda.is_current_stream_capturing():
-            raise RuntimeError("a graph capture holds the first loss or sample on its device; run one before capturing")
-        flags = error_flags[device] = torch.full((2,), -1, dtype=torch.int64, device=device)
+            raise RuntimeError(
+                "a graph capture holds the first call that notes errors on its device; run one before capturing"
+            )
+        flags = error_flags[device] = torch.full((3,), -1, dtype=torch.int64, device=device)
     return flags
 
 
@@ -54,7 +57,7 @@ def gae(
     final_values: Tensor | None, gamma: float, gae_lambda: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """``_C.gae`` with new results."""
-    return _C.gae(rewards, values, terminated, truncated, valid, final_values, None, None, gamma, gae_lambda)
+    return _C.gae(rewards, values, terminated, truncated, valid, final_values, None, None, gamma, gae_lambda, None)
 
 
 @gae.register_fake
@@ -62,6 +65,20 @@ def _(
     rewards: Tensor, values: Tensor, terminated: Tensor, truncated: Tensor, valid: Tensor | None,
     final_values: Tensor | None, gamma: float, gae_lambda: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return _like(rewards, rewards.device), _like(rewards, rewards.device)
+
+
+@torch.library.custom_op("pyppo::gae_moments", mutates_args=("moments",))
+def gae_moments(
+    rewards: Tensor, values: Tensor, terminated: Tensor, truncated: Tensor, valid: Tensor | None,
+    final_values: Tensor | None, gamma: float, gae_lambda: float, moments: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """``_C.gae`` with new results, and the given moments."""
+    return _C.gae(rewards, values, terminated, truncated, valid, final_values, None, None, gamma, gae_lambda, moments)
+
+
+@gae_moments.register_fake
+def _(rewards: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return _like(rewards, rewards.device), _like(rewards, rewards.device)
 
 
@@ -264,3 +281,41 @@ def _(n: int, seed: int, iteration: int, epoch: int, device: torch.device) -> Te
 def permutation(n: int, seed: int, iteration: int, epoch: int, device: torch.device) -> Tensor:
     """``ops.permutation``'s arguments."""
     return _permutation(n, _signed(seed), iteration, epoch, device)
+
+
+# --- gather_minibatch -------------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("pyppo::gather_minibatch", mutates_args=("out", "weights"))
+def _gather_minibatch(
+    columns: Sequence[Tensor], rows: Tensor, order: Tensor, count: Tensor, part: Tensor, num_parts: int,
+    out: Sequence[Tensor], weights: Tensor,
+) -> None:  # fmt: skip
+    _C.gather_minibatch(columns, rows, order, count, part, num_parts, out, weights, device_errors)
+
+
+@_gather_minibatch.register_fake
+def _(*_: Any) -> None:
+    return None
+
+
+def gather_minibatch(
+    columns: Sequence[Tensor], rows: Tensor, order: Tensor, count: Tensor, part: Tensor, num_parts: int,
+    out: Sequence[Tensor], weights: Tensor,
+) -> None:  # fmt: skip
+    """``_C.gather_minibatch``'s argument order."""
+    _gather_minibatch(list(columns), rows, order, count, part, num_parts, list(out), weights)
+
+
+# --- normalize --------------------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("pyppo::normalize", mutates_args=())
+def normalize(x: Tensor, mean: Tensor, var: Tensor, eps: float, clip: float | None) -> Tensor:
+    """``_C.normalize`` with a new result."""
+    return _C.normalize(x, mean, var, eps, clip, None)
+
+
+@normalize.register_fake
+def _(x: Tensor, mean: Tensor, var: Tensor, eps: float, clip: float | None) -> Tensor:
+    return torch.empty(x.shape, dtype=torch.float32, device=x.device)

@@ -14,9 +14,13 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from pyppo import ops
+
 __all__ = ["ObservationNormalizer", "RewardScaler", "RunningMeanStd"]
 
 _EPSILON = 1e-8
+_KERNEL_DEVICES = ("cpu", "cuda")
+_KERNEL_TYPES = (torch.float32, torch.float64)
 
 
 class _Float64Module(nn.Module):
@@ -101,6 +105,9 @@ class ObservationNormalizer(nn.Module):
         return statistics.mean.float(), torch.rsqrt(statistics.var + _EPSILON).float()
 
     def _normalize(self, name: str, x: Tensor) -> Tensor:
+        if x.dtype in _KERNEL_TYPES and x.device.type in _KERNEL_DEVICES and not x.requires_grad:
+            statistics = cast("RunningMeanStd", self.statistics[self._modules_of[name]])
+            return ops.normalize(x, statistics.mean, statistics.var, eps=_EPSILON, clip=self.clip)
         mean, scale = self.mean_and_scale(name)
         x = (x.float() - mean) * scale
         return x if self.clip is None else x.clamp(-self.clip, self.clip)

@@ -5,8 +5,8 @@ network's outputs may be float16 or bfloat16; everything else is float32 then). 
 raises a ``TypeError`` or ``ValueError`` that names the argument. Under ``torch.compile`` the same functions trace to
 registered operators (see ``library.py``), without a graph break.
 
-CUDA calls do not synchronise: an action out of range is clamped there and noted on the device; ``check_errors`` reads
-the note and raises.
+CUDA calls do not synchronise: an action or index out of range is clamped there and noted on the device;
+``check_errors`` reads the note and raises.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ __all__ = [
     "check_errors",
     "cpu_capability",
     "gae",
+    "gather_minibatch",
     "get_num_threads",
+    "normalize",
     "permutation",
     "ppo_loss",
     "ppo_loss_grad",
@@ -67,6 +69,7 @@ def gae(
     valid: Tensor | None = None,
     final_values: Tensor | None = None,
     out: tuple[Tensor, Tensor] | None = None,
+    moments: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]: ...
 @overload
 def gae(
@@ -80,6 +83,7 @@ def gae(
     valid: np.ndarray | None = None,
     final_values: np.ndarray | None = None,
     out: tuple[np.ndarray, np.ndarray] | None = None,
+    moments: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]: ...
 def gae(
     rewards: Any,
@@ -92,6 +96,7 @@ def gae(
     valid: Any = None,
     final_values: Any = None,
     out: Any = None,
+    moments: Any = None,
 ) -> Any:
     """Generalized advantage estimates and lambda-returns (Schulman et al. 2016, arXiv 1506.02438, eq. 16).
 
@@ -112,6 +117,9 @@ def gae(
         valid: [T, N] bool or uint8; None: all rows are valid.
         final_values: [T, N], read only where truncated.
         out: (advantages, returns) to write to instead of new tensors.
+        moments: float64 [2, 3] to fill: of the advantages at valid rows, and of the returns, how many there are, their
+            mean (0 where there are none), and the sum of squared deviations from it. In a fixed order: the same input
+            gives the same bits.
 
     Returns:
         advantages [T, N] and returns [T, N] = advantages + values. Torch tensors for tensors, NumPy arrays for arrays.
@@ -120,19 +128,23 @@ def gae(
         ValueError, TypeError: an argument has the wrong shape, dtype, device or range, or requires grad.
     """
     if not isinstance(rewards, Tensor):
-        return _gae_numpy(rewards, values, terminated, truncated, gamma, gae_lambda, valid, final_values, out)
+        return _gae_numpy(rewards, values, terminated, truncated, gamma, gae_lambda, valid, final_values, out, moments)
     if is_compiling():
         refuse_grad(rewards=rewards, values=values, final_values=final_values)
-        new = library.gae(rewards, values, terminated, truncated, valid, final_values, gamma, gae_lambda)
+        inputs = (rewards, values, terminated, truncated, valid, final_values, gamma, gae_lambda)
+        new = library.gae(*inputs) if moments is None else library.gae_moments(*inputs, moments)
         return new if out is None else tuple(_filled(to, x) for to, x in zip(_pair(out, Tensor), new, strict=True))
     if forward_ad._current_level >= 0:
         refuse_tangents(**locals())
-    if out is None:
-        return _C.gae(rewards, values, terminated, truncated, valid, final_values, None, None, gamma, gae_lambda)
-    advantages, returns = _pair(out, Tensor)
-    _C.gae(rewards, values, terminated, truncated, valid, final_values, advantages, returns, gamma, gae_lambda)
-    torch.autograd.graph.increment_version((advantages, returns))  # a graph that saved them must notice
-    return advantages, returns
+    advantages, returns = (None, None) if out is None else _pair(out, Tensor)
+    new = _C.gae(
+        rewards, values, terminated, truncated, valid, final_values, advantages, returns, gamma, gae_lambda, moments
+    )
+    if out is not None:
+        torch.autograd.graph.increment_version((advantages, returns))  # a graph that saved them must notice
+    if moments is not None:
+        torch.autograd.graph.increment_version(moments)
+    return new
 
 
 def _pair(out: Any, kind: type) -> tuple[Any, Any]:
@@ -151,14 +163,14 @@ def _filled(to: Tensor, new: Tensor) -> Tensor:
 
 def _gae_numpy(
     rewards: Any, values: Any, terminated: Any, truncated: Any, gamma: float, gae_lambda: float, valid: Any,
-    finals: Any, out: Any,
+    finals: Any, out: Any, moments: Any,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     if not isinstance(rewards, np.ndarray):
         raise TypeError(f"rewards is {type(rewards).__name__}; it must be a torch tensor or a NumPy array")
     advantages, returns = (
         (np.empty_like(rewards, order="C", subok=False) for _ in range(2)) if out is None else _pair(out, np.ndarray)
     )
-    _C.gae(rewards, values, terminated, truncated, valid, finals, advantages, returns, gamma, gae_lambda)
+    _C.gae(rewards, values, terminated, truncated, valid, finals, advantages, returns, gamma, gae_lambda, moments)
     return advantages, returns
 
 
@@ -414,7 +426,7 @@ def sample(
 
 
 def check_errors(device: torch.device | str = "cuda") -> None:
-    """Raises if a loss or sample on this CUDA device met an impossible action or distribution since the last check.
+    """Raises if a kernel on this CUDA device met an impossible action, distribution or index since the last check.
 
     Synchronises with the device. On the CPU the calls themselves raise, and this does nothing.
     """
@@ -424,12 +436,14 @@ def check_errors(device: torch.device | str = "cuda") -> None:
     flags = library.error_flags.get(device)
     if flags is None:
         return
-    action, row = flags.tolist()
+    action, row, slot = flags.tolist()
     flags.fill_(-1)
     if action >= 0:
         raise ValueError(f"actions has an impossible action in row {action}; each must be in range and allowed")
     if row >= 0:
         raise ValueError(f"logits, mean or log_std allow no action in row {row}: all masked, or NaN")
+    if slot >= 0:
+        raise ValueError(f"rows, order, count or part was out of range for slot {slot} of a minibatch")
 
 
 # --- updating ---------------------------------------------------------------------------------------------------------
@@ -486,21 +500,132 @@ def adam(
     return norm
 
 
-def permutation(n: int, *, seed: int, iteration: int = 0, epoch: int = 0, device: torch.device | str = "cpu") -> Tensor:
+def permutation(
+    n: int,
+    *,
+    seed: int,
+    iteration: int = 0,
+    epoch: int = 0,
+    device: torch.device | str = "cpu",
+    out: Tensor | None = None,
+) -> Tensor:
     """A random order of 0 .. n - 1, int64 [n], counted: a function of (n, seed, iteration, epoch) on every device.
 
     A Feistel network keyed by Philox, with cycle walking (Black and Rogaway 2002).
 
+    Args:
+        n: how many numbers.
+        seed, iteration, epoch: what the order is a function of.
+        device: of the result; that of ``out`` where it is given.
+        out: int64 [n] to write to instead of a new tensor.
+
     Raises:
         ValueError, TypeError: ``n`` is negative or not an int; ``seed`` is not in [0, 2^64), ``iteration`` or ``epoch``
-            not in [0, 2^32).
+            not in [0, 2^32); ``out`` has another shape or dtype.
     """
     if not isinstance(n, (int, np.integer)) or isinstance(n, bool):
         raise TypeError(f"n is {type(n).__name__}; it must be an int")
     if not 0 <= n < 1 << 48:
         raise ValueError(f"n is {n}; it must be in [0, 2^48)")
+    if out is not None:
+        if not isinstance(out, Tensor):
+            raise TypeError(f"out is {type(out).__name__}; it must be a tensor")
+        if out.shape != (n,):
+            raise ValueError(f"out has shape {list(out.shape)}; it must be [n] = [{n}]")
+        device = out.device
     if is_compiling():
-        return library.permutation(n, seed, iteration, epoch, torch.device(device))
-    out = torch.empty(int(n), dtype=torch.int64, device=device)
-    _C.permutation(out, seed, iteration, epoch)
-    return out
+        new = library.permutation(n, seed, iteration, epoch, torch.device(device))
+        return new if out is None else _filled(out, new)
+    order = torch.empty(int(n), dtype=torch.int64, device=device) if out is None else out
+    _C.permutation(order, seed, iteration, epoch)
+    if out is not None:
+        torch.autograd.graph.increment_version(out)  # a graph that saved it must notice
+    return order
+
+
+# --- minibatches ------------------------------------------------------------------------------------------------------
+
+
+def gather_minibatch(
+    columns: Sequence[Tensor],
+    rows: Tensor,
+    order: Tensor,
+    *,
+    count: Tensor,
+    part: Tensor,
+    num_parts: int,
+    out: Sequence[Tensor],
+    weights: Tensor,
+) -> None:
+    """The rows of one minibatch out of many tensors, in one launch whose shape does not depend on how many there are.
+
+    Part p of P holds the rows ``rows[order[i]]`` for i from count * p // P up to count * (p + 1) // P. It is written to
+    the first slots of ``out``; the C slots suffice for any count. In a slot that is left, ``weights`` is 0 and ``out``
+    repeats the part's first row (any valid row where the part is empty, row 0 where there is no valid row), so that it
+    holds numbers that occur. On CUDA ``count`` and ``part`` are read on the device: a captured graph can be replayed as
+    they change.
+
+    Args:
+        columns: 1 to 32 tensors [R, ...] of any dtype; R may differ, but each has the rows that are asked for.
+        rows: int64 [capacity], the rows that count, of which the first ``count`` are used.
+        order: int64 [capacity], of which the first ``count`` are a permutation of 0 .. count - 1.
+        count: int64 [1], at most the capacity.
+        part: int64 [1], p.
+        num_parts: P, at least 1.
+        out: one tensor [C, ...] for each column, of its dtype, with C = ceil(capacity / P).
+        weights: float32 [C], 1 where a slot holds a row of the part, else 0.
+
+    Raises:
+        ValueError, TypeError: a wrong shape, dtype, device or range, or outputs that overlap anything. On CUDA a count,
+            part or index out of range is clamped and noted, see ``check_errors``.
+    """
+    if is_compiling():
+        refuse_grad(**{f"columns[{i}]": column for i, column in enumerate(columns)})
+        library.gather_minibatch(columns, rows, order, count, part, num_parts, out, weights)
+        return
+    if forward_ad._current_level >= 0:
+        refuse_tangents(**{f"columns[{i}]": column for i, column in enumerate(columns)})
+    _C.gather_minibatch(columns, rows, order, count, part, num_parts, out, weights, device_errors)
+    torch.autograd.graph.increment_version((*out, weights))  # a graph that saved them must notice
+
+
+# --- observations -----------------------------------------------------------------------------------------------------
+
+
+def normalize(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    *,
+    eps: float = 1e-8,
+    clip: float | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """``(x - mean) / sqrt(var + eps)``, clipped, in float32 from whatever ``x`` is stored as.
+
+    Mean and 1 / sqrt(var + eps) are rounded to float32 first: a product, and the same bits for a number whatever its
+    batch.
+
+    Args:
+        x: [n, ...] float32, float64, bool, uint8, int8, int16, int32 or int64.
+        mean, var: float64 [...], statistics of each element of a row.
+        eps: added to the variance, at least 0.
+        clip: the result is held in [-clip, clip]; None: not. NaN stays.
+        out: float32 [n, ...] to write to instead of a new tensor.
+
+    Returns:
+        float32 [n, ...].
+
+    Raises:
+        ValueError, TypeError: a wrong shape, dtype, device or range, or an argument that requires grad.
+    """
+    if is_compiling():
+        refuse_grad(x=x)
+        new = library.normalize(x, mean, var, eps, clip)
+        return new if out is None else _filled(out, new)
+    if forward_ad._current_level >= 0:
+        refuse_tangents(x=x)
+    result = _C.normalize(x, mean, var, eps, clip, out)
+    if out is not None:
+        torch.autograd.graph.increment_version(out)
+    return result

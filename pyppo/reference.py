@@ -34,6 +34,7 @@ def gae(
     valid: Tensor | None = None,
     final_values: Tensor | None = None,
     out: tuple[Tensor, Tensor] | None = None,
+    moments: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al. 2016, eq. 16) -> advantages [T, N], returns [T, N].
 
@@ -43,6 +44,7 @@ def gae(
 
     `next_t` is the final observation where step t is truncated (its value is `final_values[t]`, else `values[t + 1]`),
     otherwise the next valid step's. Invalid steps give 0 and are passed over. `values` is [T + 1, N], the rest [T, N].
+    `moments` [2, 3] gets count, mean and sum of squared deviations of the valid advantages, and of the returns.
     """
     terminated, truncated = terminated.bool(), truncated.bool()
     valid = torch.ones_like(terminated) if valid is None else valid.bool()
@@ -59,6 +61,10 @@ def gae(
         advantages.append(torch.where(valid[t], advantage, zero))
         returns.append(torch.where(valid[t], advantage + values[t], zero))
     result = torch.stack(advantages[::-1]), torch.stack(returns[::-1])
+    if moments is not None:
+        for row, x in zip(moments, (x[valid].double() for x in result), strict=True):
+            mean = x.sum() / max(1, len(x))
+            row.copy_(torch.stack([torch.tensor(float(len(x))), mean, (x - mean).square().sum()]))
     if out is None:
         return result
     return out[0].copy_(result[0]), out[1].copy_(result[1])
@@ -264,6 +270,39 @@ def adam(
         direction = exp_avg / (1.0 - betas[0] ** t) / ((exp_avg_sq / (1.0 - betas[1] ** t)).sqrt() + eps)
         params.mul_(1.0 - learning_rate * weight_decay).sub_(learning_rate * direction)
         return norm
+
+
+def gather_minibatch(
+    columns: Sequence[Tensor],
+    rows: Tensor,
+    order: Tensor,
+    *,
+    count: Tensor,
+    part: Tensor,
+    num_parts: int,
+    out: Sequence[Tensor],
+    weights: Tensor,
+) -> None:
+    """Part p of P: the rows `rows[order[count * p // P : count * (p + 1) // P]]` of each column, in `out`.
+
+    What is left of `out` repeats the first of them, or what stands first in the order, or row 0; `weights` is 0 there.
+    """
+    total, p = int(count), int(part)
+    chosen = rows[order[total * p // num_parts : total * (p + 1) // num_parts]]
+    weights.zero_()[: len(chosen)] = 1.0
+    spare = chosen[:1] if len(chosen) else rows[order[:1]] if total else torch.zeros(1, dtype=torch.int64)
+    filled = torch.cat([chosen, spare.expand(len(weights) - len(chosen))])
+    for column, to in zip(columns, out, strict=True):
+        to.copy_(column[filled])
+
+
+def normalize(
+    x: Tensor, mean: Tensor, var: Tensor, *, eps: float = 1e-8, clip: float | None = None, out: Tensor | None = None
+) -> Tensor:
+    """(x - mean) / sqrt(var + eps) in float32, held in [-clip, clip]; x [n, ...], mean and var [...]."""
+    y = (x.float() - mean.float()) * torch.rsqrt(var + eps).float()
+    y = y if clip is None else y.clamp(-clip, clip)
+    return y if out is None else out.copy_(y)
 
 
 def expectation(log_p: Tensor, x: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ def generator(seed: int) -> torch.Generator:
 
 
 def normal(g: torch.Generator, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=g, dtype=torch.float64)
+    return torch.randn(shape, generator=g, dtype=torch.float64)
 
 
 def coin(g: torch.Generator, probability: float, *shape: int) -> Tensor:

@@ -232,7 +232,7 @@ Bytes run_mlp(bool masked) {
     a.actions = masked ? static_cast<void*>(chosen.data() + at) : drawn.data() + at * A;
     a.logp = logp.data() + at;
     a.values = values.data() + at;
-    a.env_type = ActionType::f64;
+    a.env_type = NumberType::f64;
     a.env_actions = env_actions.data();
     a.action_low = low.data();
     a.action_high = high.data();

@@ -52,10 +52,19 @@ GOOD: dict[str, Callable[[], dict[str, Any]]] = {
         "skip": torch.zeros(1, dtype=torch.bool),
     },
     "permutation": lambda: {"n": 5, "seed": 1, "iteration": 2, "epoch": 3},
+    "gather": lambda: {
+        "columns": [floats(9, 3), flags(9)], "rows": torch.arange(6) + 2, "order": torch.arange(6).flip(0),
+        "count": torch.tensor([6]), "part": torch.tensor([1]), "num_parts": 2,
+        "out": [floats(3, 3), flags(3)], "weights": floats(3),
+    },
+    "normalize": lambda: {
+        "x": floats(4, 3), "mean": floats(3).double(), "var": floats(3).double(), "clip": 10.0, "eps": 1e-8,
+    },
     "set_num_threads": lambda: {"n": ops.get_num_threads()},
 }  # fmt: skip
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "gae": ops.gae, "surrogate": ops.surrogate_loss, "adam": ops.adam, "permutation": ops.permutation,
+    "gather": ops.gather_minibatch, "normalize": ops.normalize,
     **dict.fromkeys(("categorical", "multi", "bernoulli", "normal"), ops.ppo_loss),
     **dict.fromkeys(("sample", "sample_multi", "sample_normal"), ops.sample),
     "set_num_threads": lambda n: ops.set_num_threads(n),

@@ -173,7 +173,7 @@ from pyppo import _C
 rewards, values = np.ones((2, 1), np.float32), np.zeros((3, 1), np.float32)
 flags = np.array([[0], [1]], np.uint8)
 advantages, returns = np.empty_like(rewards), np.empty_like(rewards)
-_C.gae(rewards, values, flags, np.zeros_like(flags), None, None, advantages, returns, 0.5, 1.0)
+_C.gae(rewards, values, flags, np.zeros_like(flags), None, None, advantages, returns, 0.5, 1.0, None)
 assert advantages.tolist() == [[1.5], [1.0]], advantages  # 1 + 0.5 * 1, then 1
 assert returns.tolist() == advantages.tolist()
 assert "torch" not in sys.modules

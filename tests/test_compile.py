@@ -67,6 +67,45 @@ def test_gae_out() -> None:
     assert_same(out, ops.gae(**case))
 
 
+def test_gae_moments() -> None:
+    case = gae_case(9, 4)
+    moments, expected = torch.zeros(2, 3, dtype=torch.float64), torch.zeros(2, 3, dtype=torch.float64)
+
+    def function() -> Any:
+        return *ops.gae(**case, moments=moments), moments + 0.0  # the graph reads what the kernel wrote
+
+    assert_same(compiled(function)(), (*ops.gae(**case, moments=expected), expected))
+
+
+def gather_case() -> dict[str, Any]:
+    return {
+        "columns": [torch.arange(24.0).view(8, 3), torch.arange(8)], "rows": torch.tensor([1, 3, 4, 6, 7]),
+        "order": torch.tensor([4, 0, 3, 1, 2]), "count": torch.tensor([5]), "part": torch.tensor([0]), "num_parts": 2,
+        "out": [torch.zeros(3, 3), torch.zeros(3, dtype=torch.int64)], "weights": torch.zeros(3),
+    }  # fmt: skip
+
+
+def test_gather_minibatch() -> None:
+    def function(case: dict[str, Any]) -> Any:
+        ops.gather_minibatch(**case)
+        return case["out"][0] + 0.0, case["out"][1] + 0, case["weights"] + 0.0
+
+    assert_same(compiled(function)(gather_case()), function(gather_case()))
+
+
+def test_normalize() -> None:
+    statistics = {"mean": torch.arange(3).double(), "var": torch.arange(3).double() + 1}
+
+    def function(x: torch.Tensor, out: torch.Tensor) -> Any:
+        ops.normalize(x, **statistics, out=out)
+        return ops.normalize(x, **statistics, clip=1.5), out
+
+    for x in (normal(generator(1), 5, 3), torch.arange(6).view(2, 3)):
+        torch._dynamo.reset()
+        out, expected = torch.zeros(x.shape), torch.zeros(x.shape)
+        assert_same(compiled(function)(x, out), function(x, expected))
+
+
 def run_loss(function: Callable[..., Any], case: dict[str, Any], names: tuple[str, ...]) -> list[torch.Tensor]:
     leaves = {name: case[name].detach().clone().requires_grad_() for name in names if name in case}
     loss, stats, approx_kl = function({**case, **leaves})
@@ -236,6 +275,13 @@ OPERATORS: dict[str, Callable[[], tuple[str, tuple[Any, ...]]]] = {
          0.5, None),
     ),
     "permutation": lambda: ("permutation", (10, 1, 2, 3, torch.device("cpu"))),
+    "gae, moments": lambda: (
+        "gae_moments",
+        (*gae_case(5, 3).values(), None, None, 0.99, 0.95, torch.zeros(2, 3, dtype=torch.float64)),
+    ),
+    "gather_minibatch": lambda: ("gather_minibatch", tuple(gather_case().values())),
+    "normalize": lambda: ("normalize", (normal(generator(1), 5, 3), torch.zeros(3).double(), torch.ones(3).double(),
+                                        1e-8, 2.0)),
 }  # fmt: skip
 
 
@@ -251,6 +297,12 @@ def test_every_operator_is_checked() -> None:
     registered = {name.split("::")[1].split(".")[0] for name in torch._C._dispatch_get_all_op_names()
                   if name.startswith("pyppo::")}  # fmt: skip
     assert registered == {OPERATORS[name]()[0] for name in OPERATORS}
+
+
+def test_permutation_out() -> None:
+    out = torch.zeros(100, dtype=torch.int64)
+    compiled(lambda: ops.permutation(100, seed=1, epoch=3, out=out))()
+    assert torch.equal(out, ops.permutation(100, seed=1, epoch=3))
 
 
 def test_permutation_and_large_seeds() -> None:

@@ -16,6 +16,21 @@ def draw(n: int, seed: int = 1, iteration: int = 2, epoch: int = 3) -> torch.Ten
     return ops.permutation(n, seed=seed, iteration=iteration, epoch=epoch)
 
 
+def test_out_is_written() -> None:
+    out = torch.full((1000,), -1)
+    assert ops.permutation(700, seed=1, iteration=2, epoch=3, out=out[:700]).data_ptr() == out.data_ptr()
+    assert torch.equal(out[:700], draw(700))
+    assert (out[700:] == -1).all()
+
+
+def test_a_graph_that_saved_out_notices() -> None:
+    out = torch.zeros(5, dtype=torch.int64)
+    picked = torch.ones(5, requires_grad=True)[out]
+    ops.permutation(5, seed=1, out=out)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        picked.sum().backward()
+
+
 def is_bijection(p: torch.Tensor) -> bool:
     return torch.equal(p.sort().values, torch.arange(p.numel()))
 

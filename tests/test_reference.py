@@ -14,7 +14,7 @@ from torch import distributions
 from pyppo import ops, reference
 
 
-@pytest.mark.parametrize("name", ["gae", "ppo_loss", "surrogate_loss", "adam"])
+@pytest.mark.parametrize("name", ["gae", "ppo_loss", "surrogate_loss", "adam", "gather_minibatch", "normalize"])
 def test_signatures(name: str) -> None:
     """Names, kinds and defaults; `ops` may annotate more than the reference."""
 

@@ -182,6 +182,29 @@ NUMBERS = [
     *[("set_num_threads", "n", (TypeError, ValueError), {"n": x}) for x in (0, -1, 1.5, "2", None, 2**70)],
 ]  # fmt: skip
 OUTPUTS = [
+    ("permutation", "out", ValueError, {"out": torch.zeros(4, dtype=torch.int64)}),
+    ("permutation", "out", ValueError, {"out": torch.zeros(5, 1, dtype=torch.int64)}),
+    ("permutation", "out", ValueError, {"out": torch.zeros(10, dtype=torch.int64)[::2]}),
+    ("permutation", "out", TypeError, {"out": torch.zeros(5, dtype=torch.int32)}),
+    ("permutation", "out", TypeError, {"out": [0] * 5}),
+    ("gae", "moments", ValueError, {"moments": torch.zeros(6, dtype=torch.float64)}),
+    ("gae", "moments", ValueError, {"moments": torch.zeros(2, 4, dtype=torch.float64)}),
+    ("gae", "moments", ValueError, {"moments": torch.zeros(3, 2, dtype=torch.float64).t()}),
+    ("gae", "moments", TypeError, {"moments": torch.zeros(2, 3)}),
+    ("gae", "moments", TypeError, {"moments": 3}),
+    ("normalize", "out", ValueError, {"out": floats(4, 2)}),
+    ("normalize", "out", TypeError, {"out": floats(4, 3).double()}),
+    ("normalize", "out", ValueError, {"out": floats(3, 4).t()}),
+    ("normalize", "mean", ValueError, {"mean": floats(4).double()}),
+    ("normalize", "mean", TypeError, {"mean": floats(3)}),
+    ("normalize", "var", ValueError, {"var": floats(1, 3).double()}),
+    ("normalize", "var", TypeError, {"var": None}),
+    ("normalize", "x", TypeError, {"x": floats(4, 3).half()}),
+    ("normalize", "x", ValueError, {"x": torch.tensor(1.0)}),
+    ("normalize", "x", ValueError, {"x": floats(4, 3).requires_grad_()}),
+    *[("normalize", "clip", ValueError, {"clip": x}) for x in (0.0, -1.0, NAN)],
+    *[("normalize", "eps", ValueError, {"eps": x}) for x in (-1e-8, NAN, INF)],
+    *[("normalize", name, TypeError, {name: "1"}) for name in ("clip", "eps")],
     ("gae", "out", ValueError, {"out": (floats(2, 2), floats(3, 2))}),
     ("gae", "out", ValueError, {"out": (floats(3, 2), floats(3, 2, 1))}),
     ("gae", "out", TypeError, {"out": (floats(3, 2).double(), floats(3, 2))}),
@@ -433,7 +456,10 @@ def test_numpy_scalars_are_numbers() -> None:
 def test_check_errors_knows_the_current_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """A note on cuda:0 is found under "cuda"; the flags themselves may be anywhere for this test."""
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setitem(library.error_flags, torch.device("cuda", 0), torch.tensor([7, -1]))
+    monkeypatch.setitem(library.error_flags, torch.device("cuda", 0), torch.tensor([7, -1, -1]))
     with pytest.raises(ValueError, match="actions has an impossible action in row 7"):
         ops.check_errors()
     ops.check_errors()  # read once
+    library.error_flags[torch.device("cuda", 0)][2] = 5
+    with pytest.raises(ValueError, match="out of range for slot 5 of a minibatch"):
+        ops.check_errors()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import FAMILIES, PLAIN, cast, coin, environment, generator, loss_case, normal, surrogate_case
+from cases import FAMILIES, PLAIN, cast, coin, environment, generator, integers, loss_case, normal, surrogate_case
 
 from pyppo import ops
 
@@ -26,8 +26,9 @@ def run_gae(rows: int) -> list[torch.Tensor]:
     steps, envs = (13, 10) if rows < 1000 else (40, 5003)
     masks = [coin(g, 0.1, steps, envs) for _ in range(2)]
     rewards, values = normal(g, steps, envs).float(), normal(g, steps + 1, envs).float()
+    moments = torch.zeros(2, 3, dtype=torch.float64)
     plain = ops.gae(rewards, values, *masks)
-    return [*plain, *ops.gae(rewards, values, *masks, valid=coin(g, 0.9, steps, envs))]
+    return [*plain, *ops.gae(rewards, values, *masks, valid=coin(g, 0.9, steps, envs), moments=moments), moments]
 
 
 def run_ppo_loss(family: str, dtype: torch.dtype, rows: int) -> list[torch.Tensor]:
@@ -65,11 +66,30 @@ def run_adam(rows: int) -> list[torch.Tensor]:
     return [params, moments, torch.stack(norms)]
 
 
+def run_gather(rows: int) -> list[torch.Tensor]:
+    columns = [normal(generator(7), rows, 33).float(), integers(generator(8), 9, rows)]
+    out = [torch.zeros(rows, *x.shape[1:], dtype=x.dtype) for x in columns]
+    weights, order = torch.zeros(rows), ops.permutation(rows, seed=1)
+    one, zero = torch.tensor([rows - 5]), torch.tensor([0])
+    ops.gather_minibatch(
+        columns, torch.arange(rows), order.clamp(max=rows - 6), count=one, part=zero, num_parts=1, out=out,
+        weights=weights,
+    )  # fmt: skip
+    return [*out, weights]
+
+
+def run_normalize(rows: int) -> list[torch.Tensor]:
+    g = generator(9)
+    return [ops.normalize(normal(g, rows, 11), normal(g, 11), normal(g, 11).square(), clip=1.0)]
+
+
 KERNELS: dict[str, Callable[[int], list[torch.Tensor]]] = {
     "gae": run_gae,
     "surrogate_loss": run_surrogate_loss,
     "adam": run_adam,
     "permutation": lambda rows: [ops.permutation(rows, seed=1, iteration=2, epoch=3)],
+    "gather_minibatch": run_gather,
+    "normalize": run_normalize,
     **{f"sample {family}": lambda rows, f=family: run_sample(f, rows) for family in FAMILIES},
     **{f"ppo_loss {family}": lambda rows, f=family: run_ppo_loss(f, torch.float32, rows) for family in FAMILIES},
     "ppo_loss float64": lambda rows: run_ppo_loss("categorical", torch.float64, rows),

@@ -161,13 +161,13 @@ inline void raise_row_error(const RowErrors& errors) {
         ": action_mask must allow at least one action, and a distribution to draw from must be finite");
 }
 
-// Two int64 on a CUDA device that a kernel's row errors go to: what `errors`, given the device's index, returns.
+// Three int64 on a CUDA device that a kernel's row errors go to: what `errors`, given the device's index, returns.
 inline int64_t* error_flags(py::handle errors, const Tensor& like) {
   if (errors.is_none()) return nullptr;
   const py::object object = errors(like.device.id);
   const Borrow flags(object.ptr(), "errors", Access::write);
   require_dtype(flags, {kInt64});
-  require_shape(flags, {2});
+  require_shape(flags, {3});
   require_same_device(flags, like);
   return flags->as<int64_t>();  // the caller keeps it: freed or not, its memory outlives the launch
 }

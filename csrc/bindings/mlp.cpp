@@ -23,14 +23,14 @@ Activation activation_of(py::handle value) {
   throw std::invalid_argument("activation is " + text_of(value) + "; it must be 'tanh', 'relu', 'elu' or 'silu'");
 }
 
-ActionType action_type_of(const Kept& t) {
+NumberType action_type_of(const Kept& t) {
   const DLDataType d = t.dtype();
-  if (d.code == kDLFloat) return d.bits == 64 ? ActionType::f64 : ActionType::f32;
-  if (d.code == kDLUInt) return ActionType::u8;
-  return d.bits == 8    ? ActionType::i8
-         : d.bits == 16 ? ActionType::i16
-         : d.bits == 32 ? ActionType::i32
-                        : ActionType::i64;
+  if (d.code == kDLFloat) return d.bits == 64 ? NumberType::f64 : NumberType::f32;
+  if (d.code == kDLUInt) return NumberType::u8;
+  return d.bits == 8    ? NumberType::i8
+         : d.bits == 16 ? NumberType::i16
+         : d.bits == 32 ? NumberType::i32
+                        : NumberType::i64;
 }
 
 constexpr DLDataType kInt8{kDLInt, 8, 1}, kInt16{kDLInt, 16, 1};

@@ -12,6 +12,8 @@ void bind_gae(py::module_& m);
 void bind_losses(py::module_& m);
 void bind_sample(py::module_& m);
 void bind_update(py::module_& m);
+void bind_minibatch(py::module_& m);
+void bind_normalize(py::module_& m);
 void bind_mlp(py::module_& m);
 
 // Called within a handler: the C++ exception as Python's.

@@ -27,6 +27,8 @@ struct Table {
   RowErrors (*sample)(const SampleArgs&);
   void (*adam)(const AdamArgs&);
   void (*permutation)(const PermutationArgs&);
+  RowErrors (*gather_minibatch)(const GatherArgs&);
+  void (*normalize)(const NormalizeArgs&);
   void (*mlp_value)(const MlpValueArgs&);
   RowErrors (*mlp_act)(const MlpActArgs&);
   RowErrors (*mlp_update)(const MlpUpdateArgs&);
@@ -36,7 +38,7 @@ struct Table {
 #define PYPPO_TABLE(isa, supported)                                                                          \
   Table {                                                                                                    \
     #isa, supported, isa::gae, isa::ppo_loss, isa::surrogate_loss, isa::sample, isa::adam, isa::permutation, \
-        isa::mlp_value, isa::mlp_act, isa::mlp_update, isa::mlp_kl                                           \
+        isa::gather_minibatch, isa::normalize, isa::mlp_value, isa::mlp_act, isa::mlp_update, isa::mlp_kl    \
   }
 
 const Table tables[] = {
@@ -82,6 +84,8 @@ void surrogate_loss(const SurrogateLossArgs& args) { table().surrogate_loss(args
 RowErrors sample(const SampleArgs& args) { return table().sample(args); }
 void adam(const AdamArgs& args) { table().adam(args); }
 void permutation(const PermutationArgs& args) { table().permutation(args); }
+RowErrors gather_minibatch(const GatherArgs& args) { return table().gather_minibatch(args); }
+void normalize(const NormalizeArgs& args) { table().normalize(args); }
 void mlp_value(const MlpValueArgs& args) { table().mlp_value(args); }
 RowErrors mlp_act(const MlpActArgs& args) { return table().mlp_act(args); }
 RowErrors mlp_update(const MlpUpdateArgs& args) { return table().mlp_update(args); }

@@ -1,5 +1,6 @@
 // Generalized advantage estimation on the CPU: columns (environments) are independent, time runs backward.
 #include "../math/gae_step.h"
+#include "../math/moments.h"
 
 #include "isa.h"
 #include "memory.h"
@@ -12,6 +13,7 @@ constexpr int64_t strip = 1024;               // columns a task carries through 
 constexpr int64_t narrow = 32;                // fewer columns than this: vectorise the TD errors over time as well
 constexpr int64_t narrow_elements = 1 << 18;  // beyond, several threads are worth more than that
 constexpr int64_t block_rows = 256;           // rows of TD errors that a narrow rollout computes ahead
+constexpr int64_t moment_block = 4096;        // elements whose moments are merged with the others'
 constexpr int64_t stream_bytes = 16 << 20;    // outputs beyond the caches are streamed past them
 
 template <class T>
@@ -162,14 +164,62 @@ void gae_of(const GaeArgs& args) {
   });
 }
 
+// Of the numbers at valid rows; elsewhere x is 0. The sums have lanes, each of which adds in order.
+template <class T>
+math::Moments moments_of(const T* __restrict x, const uint8_t* __restrict valid, int64_t count) {
+  constexpr int64_t lanes = 8;
+  double counts[lanes] = {}, sums[lanes] = {}, squares[lanes] = {};
+  const auto sweep = [&](auto&& take) {
+    for (int64_t i = 0; i + lanes <= count; i += lanes)
+      for (int64_t lane = 0; lane < lanes; ++lane) take(i + lane, lane);
+    for (int64_t i = count / lanes * lanes; i < count; ++i) take(i, i % lanes);
+  };
+  const auto total = [](const double* x) { return ((x[0] + x[4]) + (x[1] + x[5])) + ((x[2] + x[6]) + (x[3] + x[7])); };
+  sweep([&](int64_t i, int64_t lane) {
+    counts[lane] += valid == nullptr || valid[i] != 0 ? 1.0 : 0.0;
+    sums[lane] += double(x[i]);
+  });
+  const double n = total(counts), mean = n > 0 ? total(sums) / n : 0.0;
+  sweep([&](int64_t i, int64_t lane) {
+    const double deviation = valid == nullptr || valid[i] != 0 ? double(x[i]) - mean : 0.0;
+    squares[lane] += deviation * deviation;
+  });
+  return {n, mean, total(squares)};
+}
+
+// Blocks of the shape alone, merged in order: the same bits on any number of threads.
+template <class T>
+void write_moments(const GaeArgs& args) {
+  const int64_t elements = args.num_steps * args.num_envs, blocks = (elements + moment_block - 1) / moment_block;
+  const Scratch<math::Moments> parts{size_t(2 * blocks)};
+  parallel_for(2 * blocks, double(elements) * 2e-3, [&](int64_t i) {
+    const int64_t first = i / 2 * moment_block,
+                  count = elements - first < moment_block ? elements - first : moment_block;
+    const T* x = static_cast<const T*>(i % 2 == 0 ? args.advantages : args.returns);
+    parts.get()[i] = moments_of(x + first, args.valid == nullptr ? nullptr : args.valid + first, count);
+  });
+  math::Moments all[2] = {};
+  for (int64_t i = 0; i < 2 * blocks; ++i) all[i % 2] = math::merge(all[i % 2], parts.get()[i]);
+  for (int k = 0; k < 2; ++k) {
+    args.moments[k * num_gae_moments + moment_count] = all[k].count;
+    args.moments[k * num_gae_moments + moment_mean] = all[k].mean;
+    args.moments[k * num_gae_moments + moment_squared_deviations] = all[k].squares;
+  }
+}
+
+template <class T>
+void gae_with_moments(const GaeArgs& args) {
+  if (args.num_steps > 0 && args.num_envs > 0) gae_of<T>(args);
+  if (args.moments != nullptr) write_moments<T>(args);
+}
+
 }  // namespace
 
 void gae(const GaeArgs& args) {
-  if (args.num_steps == 0 || args.num_envs == 0) return;
   if (args.dtype == DType::f64)
-    gae_of<double>(args);
+    gae_with_moments<double>(args);
   else
-    gae_of<float>(args);
+    gae_with_moments<float>(args);
 }
 
 }  // namespace pyppo::cpu::PYPPO_ISA

@@ -13,6 +13,8 @@
   RowErrors sample(const SampleArgs& args);           \
   void adam(const AdamArgs& args);                    \
   void permutation(const PermutationArgs& args);      \
+  RowErrors gather_minibatch(const GatherArgs& args); \
+  void normalize(const NormalizeArgs& args);          \
   void mlp_value(const MlpValueArgs& args);           \
   RowErrors mlp_act(const MlpActArgs& args);          \
   RowErrors mlp_update(const MlpUpdateArgs& args);    \

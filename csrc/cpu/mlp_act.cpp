@@ -63,19 +63,19 @@ void write_env_block(const MlpActArgs& a, const void* actions, int64_t first, in
 
 void send_actions(const MlpActArgs& a, const void* actions, int64_t first, int64_t count, int64_t width) {
   switch (a.env_type) {
-    case ActionType::i8:
+    case NumberType::i8:
       return write_env_block<int8_t>(a, actions, first, count, width);
-    case ActionType::u8:
+    case NumberType::u8:
       return write_env_block<uint8_t>(a, actions, first, count, width);
-    case ActionType::i16:
+    case NumberType::i16:
       return write_env_block<int16_t>(a, actions, first, count, width);
-    case ActionType::i32:
+    case NumberType::i32:
       return write_env_block<int32_t>(a, actions, first, count, width);
-    case ActionType::i64:
+    case NumberType::i64:
       return write_env_block<int64_t>(a, actions, first, count, width);
-    case ActionType::f32:
+    case NumberType::f32:
       return write_env_block<float>(a, actions, first, count, width);
-    case ActionType::f64:
+    case NumberType::f64:
       return write_env_block<double>(a, actions, first, count, width);
   }
 }

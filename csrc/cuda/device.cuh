@@ -71,7 +71,7 @@ __device__ inline void note_row(int64_t* error, int64_t row) {
   atomicMin(reinterpret_cast<unsigned long long*>(error), static_cast<unsigned long long>(row));
 }
 
-// The two flags that a launch was given, see RowErrors.
+// The flags that a launch was given, see RowErrors.
 struct ErrorFlags {
   int64_t* rows;  // nullable
 
@@ -80,6 +80,9 @@ struct ErrorFlags {
   }
   __device__ void distribution(int64_t row) const {
     if (rows != nullptr) note_row(rows + 1, row);
+  }
+  __device__ void index(int64_t row) const {
+    if (rows != nullptr) note_row(rows + 2, row);
   }
 };
 

@@ -3,9 +3,11 @@
 // A block owns a strip of columns and walks backward through tiles of rows. Each thread holds a few rows of one column
 // in registers, so memory is read once: it first runs its rows from an empty carry, which gives what they do to any
 // carry (a CarryMap); a scan over the tile's threads tells it the carry that really arrives; then it runs its rows
-// again. Few columns and many rows: the tiles are divided into spans, and a first kernel finds each span's map.
+// again. Few columns and many rows: the tiles are divided into spans, and a first kernel finds each span's map. Moments
+// are summed up beside that; where there are several blocks, one more launch merges theirs.
 #include "../math/gae_step.h"
-#include "device.cuh"
+#include "../math/moments.h"
+#include "reduce.cuh"
 
 namespace pyppo::cuda {
 namespace {
@@ -31,12 +33,19 @@ __device__ CarryMap<T> pass_on() {
   return {T(0), T(0), T(0), passes};
 }
 
+// Of a block's advantages and returns at valid rows.
+struct BlockMoments {
+  double count, mean[2], squares[2];
+};
+
 template <class T>
 struct GaeKernelArgs {
   const T *rewards, *values, *final_values;
   const uint8_t *terminated, *truncated, *valid;
   T *advantages, *returns;
-  CarryMap<T>* maps;  // [spans, num_envs]; that of span 0 is not needed
+  CarryMap<T>* maps;            // [spans, num_envs]; that of span 0 is not needed
+  double* moments;              // [2, num_gae_moments], what one block has; nullable
+  BlockMoments* block_moments;  // [blocks], null where there is one block
   int64_t num_steps, num_envs;
   T gamma, gamma_lambda;
   int column_bits;  // log2 of the strip's columns
@@ -123,19 +132,66 @@ struct ThreadRows {
     return {carry.next_value, carry.trace, multiplier, !seen ? passes : (is_cut ? cut : linked)};
   }
 
-  // Runs the rows from the carry that arrives and writes their outputs; returns the carry that leaves.
-  __device__ math::GaeCarry<T> run(const GaeKernelArgs<T>& a, math::GaeCarry<T> carry) const {
+  // Runs the rows from the carry that arrives and writes their outputs, which stay: advantages in reward[i],
+  // returns in value[i + 1]. Returns the carry that leaves.
+  __device__ math::GaeCarry<T> run(const GaeKernelArgs<T>& a, math::GaeCarry<T> carry) {
 #pragma unroll
     for (int i = count - 1; i >= 0; --i) {
       if (i >= present) continue;
       const T advantage = step(a, carry, i);
       const int64_t element = at + i * a.num_envs;
-      a.advantages[element] = advantage;
-      a.returns[element] = valid(i) ? advantage + value[i] : T(0);
+      a.advantages[element] = reward[i] = advantage;
+      a.returns[element] = value[i + 1] = valid(i) ? advantage + value[i] : T(0);
     }
     return carry;
   }
+
+  // Of advantages or returns, after `run`.
+  __device__ math::Moments moments(const T* x) const {
+    math::Moments m{0.0, 0.0, 0.0};
+#pragma unroll
+    for (int i = 0; i < count; ++i) {
+      if (!valid(i)) continue;
+      m.count += 1;
+      m.mean += double(x[i]);
+    }
+    if (m.count == 0) return m;
+    m.mean /= m.count;
+#pragma unroll
+    for (int i = 0; i < count; ++i)
+      if (valid(i)) m.squares += (double(x[i]) - m.mean) * (double(x[i]) - m.mean);
+    return m;
+  }
 };
+
+// What several of a block's threads, or several blocks, have: x[0] and x[1] of each. Every thread must call it and gets
+// the whole.
+template <int max_threads>
+__device__ BlockMoments merge_all(const math::Moments (&x)[2], int threads) {
+  double sums[3] = {x[0].count, x[0].count * x[0].mean, x[1].count * x[1].mean};
+  block_sum<max_threads>(sums, threads);
+  BlockMoments all{sums[0], {0.0, 0.0}, {0.0, 0.0}};
+  if (all.count == 0) return all;
+  double squares[2];
+#pragma unroll
+  for (int k = 0; k < 2; ++k) {
+    all.mean[k] = sums[1 + k] / all.count;
+    squares[k] = x[k].count == 0 ? 0.0 : math::squares_about(x[k], all.mean[k]);
+  }
+  block_sum<max_threads>(squares, threads);
+#pragma unroll
+  for (int k = 0; k < 2; ++k) all.squares[k] = squares[k];
+  return all;
+}
+
+__device__ void store_moments(double* to, const BlockMoments& m) {
+#pragma unroll
+  for (int k = 0; k < 2; ++k) {
+    to[k * num_gae_moments + moment_count] = m.count;
+    to[k * num_gae_moments + moment_mean] = m.mean[k];
+    to[k * num_gae_moments + moment_squared_deviations] = m.squares[k];
+  }
+}
 
 // A block's maps, one of two copies at a time: a step of the scan writes one while slower threads read the other.
 template <class T>
@@ -184,9 +240,10 @@ __device__ math::GaeCarry<T> span_carry(const GaeKernelArgs<T>& a, int64_t span,
 }
 
 // `summarize`: writes the maps of spans 1, 2, …; otherwise advantages and returns.
-template <class T, bool has_final, bool summarize>
-__global__ __launch_bounds__(max_threads,
-                             has_final ? 1 : 2) void gae_kernel(const __grid_constant__ GaeKernelArgs<T> a) {
+template <class T, bool has_final, bool summarize, bool has_moments>
+__global__ __launch_bounds__(max_threads, has_final || has_moments
+                                              ? 1
+                                              : 2) void gae_kernel(const __grid_constant__ GaeKernelArgs<T> a) {
   __shared__ MapBoard<T> board;
   __shared__ T carried_value[2][max_columns], carried_trace[2][max_columns];  // copies alternate, as on the board
   const int strip_column = threadIdx.x & ((1 << a.column_bits) - 1), chunk = threadIdx.x >> a.column_bits;
@@ -196,6 +253,7 @@ __global__ __launch_bounds__(max_threads,
   const int64_t first_tile = span * a.tiles_per_span, end_tile = smaller(first_tile + a.tiles_per_span, a.tiles);
 
   CarryMap<T> whole = pass_on<T>();
+  math::Moments moments[2] = {};
   int copy = 0, carry_copy = 0;
   if (!summarize && chunk == 0) {
     const math::GaeCarry<T> carry = span_carry(a, span, column);
@@ -218,14 +276,51 @@ __global__ __launch_bounds__(max_threads,
       carried_value[carry_copy][strip_column] = leaving.next_value;
       carried_trace[carry_copy][strip_column] = leaving.trace;
     }
+    if (has_moments) {
+      moments[0] = math::merge(moments[0], rows.moments(rows.reward));
+      moments[1] = math::merge(moments[1], rows.moments(rows.value + 1));
+    }
+  }
+  if (has_moments) {
+    const BlockMoments all = merge_all<max_threads>(moments, blockDim.x);
+    if (threadIdx.x == 0 && a.block_moments != nullptr) a.block_moments[blockIdx.x] = all;
+    if (threadIdx.x == 0 && a.block_moments == nullptr) store_moments(a.moments, all);
   }
   if (summarize && chunk == 0 && column < a.num_envs) a.maps[span * a.num_envs + column] = whole;
+}
+
+constexpr int finish_threads = 256;
+
+// What all blocks have; `blocks` may be 0.
+__global__ __launch_bounds__(finish_threads) void finish_kernel(const BlockMoments* __restrict__ from, int64_t blocks,
+                                                                double* __restrict__ to) {
+  math::Moments moments[2] = {};
+  for (int64_t i = threadIdx.x; i < blocks; i += finish_threads) {
+    const BlockMoments m = from[i];
+#pragma unroll
+    for (int k = 0; k < 2; ++k) moments[k] = math::merge(moments[k], {m.count, m.mean[k], m.squares[k]});
+  }
+  const BlockMoments all = merge_all<finish_threads>(moments, finish_threads);
+  if (threadIdx.x == 0) store_moments(to, all);
+}
+
+void launch_finish(const BlockMoments* from, int64_t blocks, double* to, Stream stream) {
+  launch("gae (moments)", finish_kernel, 1, finish_threads, 0, stream, from, blocks, to);
 }
 
 // How a rollout's shape is divided; of the shape alone, so that the same input gives the same bits on any device.
 struct GaePlan {
   int column_bits, threads;
   int64_t strips, tiles, tiles_per_span, spans;
+
+  int64_t blocks() const { return strips * spans; }
+  size_t map_bytes(const GaeArgs& args) const {
+    const size_t one = args.dtype == DType::f64 ? sizeof(CarryMap<double>) : sizeof(CarryMap<float>);
+    return spans > 1 ? size_t(spans * args.num_envs) * one : 0;
+  }
+  size_t moment_bytes(const GaeArgs& args) const {
+    return args.moments != nullptr && blocks() > 1 ? size_t(blocks()) * sizeof(BlockMoments) : 0;
+  }
 };
 
 GaePlan plan(const GaeArgs& args) {
@@ -275,16 +370,27 @@ void launch_gae(const GaeArgs& args, void* workspace, Stream stream) {
   a.tiles = p.tiles;
   a.tiles_per_span = p.tiles_per_span;
   a.spans = p.spans;
-  const auto launch_both = [&](auto final_type) {
-    constexpr bool has_final = decltype(final_type)::value;
-    const int64_t blocks = p.strips * p.spans;
-    if (p.spans > 1) launch("gae (spans)", gae_kernel<T, has_final, true>, blocks - p.strips, p.threads, 0, stream, a);
-    launch("gae", gae_kernel<T, has_final, false>, blocks, p.threads, 0, stream, a);
+  a.moments = args.moments;
+  const bool merges = p.moment_bytes(args) > 0;
+  a.block_moments =
+      merges ? reinterpret_cast<BlockMoments*>(static_cast<char*>(workspace) + p.map_bytes(args)) : nullptr;
+  const auto launch_with = [&](auto final_type, auto moments_type) {
+    constexpr bool has_final = decltype(final_type)::value, has_moments = decltype(moments_type)::value;
+    if (p.spans > 1)
+      launch("gae (spans)", gae_kernel<T, has_final, true, false>, p.blocks() - p.strips, p.threads, 0, stream, a);
+    launch("gae", gae_kernel<T, has_final, false, has_moments>, p.blocks(), p.threads, 0, stream, a);
+  };
+  const auto launch_final = [&](auto final_type) {
+    if (args.moments != nullptr)
+      launch_with(final_type, std::true_type{});
+    else
+      launch_with(final_type, std::false_type{});
   };
   if (args.final_values != nullptr)
-    launch_both(std::true_type{});
+    launch_final(std::true_type{});
   else
-    launch_both(std::false_type{});
+    launch_final(std::false_type{});
+  if (merges) launch_finish(a.block_moments, p.blocks(), args.moments, stream);
 }
 
 }  // namespace
@@ -292,12 +398,14 @@ void launch_gae(const GaeArgs& args, void* workspace, Stream stream) {
 size_t gae_workspace(const GaeArgs& args) {
   if (is_empty(args)) return 0;
   const GaePlan p = plan(args);
-  const size_t map_bytes = args.dtype == DType::f64 ? sizeof(CarryMap<double>) : sizeof(CarryMap<float>);
-  return p.spans > 1 ? size_t(p.spans * args.num_envs) * map_bytes : 0;
+  return p.map_bytes(args) + p.moment_bytes(args);
 }
 
 void gae(const GaeArgs& args, void* workspace, Stream stream) {
-  if (is_empty(args)) return;
+  if (is_empty(args)) {
+    if (args.moments != nullptr) launch_finish(nullptr, 0, args.moments, stream);
+    return;
+  }
   dispatch(args.dtype, [&](auto type) { launch_gae<typename decltype(type)::type>(args, workspace, stream); });
 }
 

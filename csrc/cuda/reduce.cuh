@@ -26,13 +26,14 @@ __device__ inline T warp_max(T x) {
   return x;
 }
 
-// Sums K numbers over a block of `threads` threads, all of which get the sums. Every thread of the block must call it.
-template <int threads, int K>
-__device__ inline void block_sum(double (&x)[K]) {
-  constexpr int warps = threads / warp_size;
-  static_assert(threads % warp_size == 0 && warps <= warp_size, "whole warps, and one warp's worth of them");
-  __shared__ double partial[K][warps];
-  const int warp = threadIdx.x / warp_size, lane = threadIdx.x % warp_size;
+// Sums K numbers over a block of `threads` threads, at most max_threads, all of which get the sums. Every thread of the
+// block must call it.
+template <int max_threads, int K>
+__device__ inline void block_sum(double (&x)[K], int threads) {
+  constexpr int max_warps = max_threads / warp_size;
+  static_assert(max_threads % warp_size == 0 && max_warps <= warp_size, "whole warps, and one warp's worth of them");
+  __shared__ double partial[K][max_warps];
+  const int warp = threadIdx.x / warp_size, lane = threadIdx.x % warp_size, warps = threads / warp_size;
 #pragma unroll
   for (int k = 0; k < K; ++k) {
     const double sum = warp_sum(x[k]);
@@ -42,6 +43,11 @@ __device__ inline void block_sum(double (&x)[K]) {
 #pragma unroll
   for (int k = 0; k < K; ++k) x[k] = warp_sum(lane < warps ? partial[k][lane] : 0.0);
   __syncthreads();  // the next call writes `partial` again
+}
+
+template <int threads, int K>
+__device__ inline void block_sum(double (&x)[K]) {
+  block_sum<threads>(x, threads);
 }
 
 }  // namespace pyppo::cuda

@@ -40,7 +40,9 @@ class Kernel(NamedTuple):
     call: Callable[[], tuple[Tensor, ...]]
 
 
-def gae_kernel(num_steps: int, num_envs: int, device: str = DEVICE, dtype: torch.dtype = torch.float32) -> Kernel:
+def gae_kernel(
+    num_steps: int, num_envs: int, device: str = DEVICE, dtype: torch.dtype = torch.float32, *, moments: bool = False
+) -> Kernel:
     g = generator(1)
     inputs = on_device(
         {
@@ -52,7 +54,14 @@ def gae_kernel(num_steps: int, num_envs: int, device: str = DEVICE, dtype: torch
         },
         device,
     )
-    return Kernel(inputs, lambda: ops.gae(**inputs))
+    if not moments:
+        return Kernel(inputs, lambda: ops.gae(**inputs))
+
+    def call() -> tuple[Tensor, ...]:
+        found = torch.full((2, 3), float("nan"), dtype=torch.float64, device=device)
+        return *ops.gae(**inputs, moments=found), found
+
+    return Kernel(inputs, call)
 
 
 def loss_kernel(
@@ -101,6 +110,61 @@ def permutation_kernel(n: int, device: str = DEVICE) -> Kernel:
     return Kernel({}, lambda: (ops.permutation(n, seed=1, iteration=2, epoch=3, device=device),))
 
 
+def permutation_out_kernel(n: int, device: str = DEVICE) -> Kernel:
+    def call() -> tuple[Tensor, ...]:
+        out = torch.full((n,), -1, device=device)
+        return (ops.permutation(n, seed=1, iteration=2, epoch=3, out=out),)
+
+    return Kernel({}, call)
+
+
+# Of a rollout: frames, what is one number a row, what has an odd number of bytes or of words.
+COLUMNS = [((4, 84, 84), torch.uint8), ((17,), torch.float32), ((), torch.float32), ((), torch.int64),
+           ((3,), torch.bool), ((5,), torch.bfloat16), ((1030,), torch.float64), ((0,), torch.float32)]  # fmt: skip
+
+
+def gather_case(capacity: int, count: int, part: int, num_parts: int) -> dict[str, Any]:
+    """Arguments on the CPU. Behind `count`, order and rows hold what must not be read."""
+    g = generator(capacity + part)
+    columns = [(100 * normal(g, capacity + 5, *shape)).to(dtype) for shape, dtype in COLUMNS]
+    rows = torch.randperm(capacity + 5, generator=g)[:capacity]
+    rows[count:] = 10**15
+    order = torch.cat([torch.randperm(count, generator=g), torch.full((capacity - count,), -(10**15))])
+    return {
+        "columns": columns, "rows": rows, "order": order, "count": torch.tensor([count]),
+        "part": torch.tensor([part]), "num_parts": num_parts,
+    }  # fmt: skip
+
+
+def gather_inputs(case: dict[str, Any], device: str = DEVICE) -> dict[str, Any]:
+    """On the device, with outputs that hold rubbish."""
+    inputs = on_device(case, device)
+    inputs["columns"] = [x.to(device) for x in case["columns"]]
+    slots = -(-len(case["rows"]) // case["num_parts"])
+    inputs["out"] = [torch.full((slots, *x.shape[1:]), 77, device=device).to(x.dtype) for x in case["columns"]]
+    inputs["weights"] = torch.full((slots,), float("nan"), device=device)
+    return inputs
+
+
+def gather_kernel(capacity: int, count: int, part: int, num_parts: int, device: str = DEVICE) -> Kernel:
+    inputs = gather_inputs(gather_case(capacity, count, part, num_parts), device)
+    columns = {f"columns[{i}]": x for i, x in enumerate(inputs["columns"])}
+
+    def call() -> tuple[Tensor, ...]:
+        ops.gather_minibatch(**inputs)
+        return *(x.clone() for x in inputs["out"]), inputs["weights"].clone()
+
+    return Kernel(columns, call)
+
+
+def normalize_kernel(rows: int, features: int, device: str = DEVICE, dtype: torch.dtype = torch.float32) -> Kernel:
+    g = generator(1)
+    inputs = {"x": (50 * normal(g, rows, features)).to(dtype), "mean": normal(g, features)}
+    inputs["var"] = normal(g, features).square()
+    inputs = on_device(inputs, device)
+    return Kernel(inputs, lambda: (ops.normalize(**inputs, clip=10.0),))
+
+
 # Each kernel in each of its shapes: wide and narrow, one block and many, one launch and several.
 KERNELS: dict[str, Callable[[str], Kernel]] = {
     "gae, wide": lambda device: gae_kernel(130, 1000, device),
@@ -123,4 +187,11 @@ KERNELS: dict[str, Callable[[str], Kernel]] = {
     "adam": lambda device: adam_kernel(100_003, device),
     "adam, float64": lambda device: adam_kernel(1021, device, torch.float64),
     "permutation": lambda device: permutation_kernel(100_003, device),
+    "permutation, out": lambda device: permutation_out_kernel(1021, device),
+    "gae, moments": lambda device: gae_kernel(130, 1000, device, moments=True),
+    "gae, long, moments": lambda device: gae_kernel(9001, 2, device, moments=True),
+    "gae, one block, float64, moments": lambda device: gae_kernel(33, 7, device, torch.float64, moments=True),
+    "gather_minibatch": lambda device: gather_kernel(300, 257, 2, 3, device),
+    "normalize": lambda device: normalize_kernel(4099, 17, device),
+    "normalize, uint8": lambda device: normalize_kernel(33, 1021, device, torch.uint8),
 }

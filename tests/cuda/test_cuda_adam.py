@@ -73,3 +73,5 @@ def test_empty() -> None:
 def test_permutation_is_the_cpu_s(n: int) -> None:
     on_gpu = ops.permutation(n, seed=3, iteration=2, epoch=7, device=DEVICE)
     assert torch.equal(on_gpu.cpu(), ops.permutation(n, seed=3, iteration=2, epoch=7))
+    out = torch.full((n,), -1, device=DEVICE)
+    assert torch.equal(ops.permutation(n, seed=3, iteration=2, epoch=7, out=out).cpu(), on_gpu.cpu())

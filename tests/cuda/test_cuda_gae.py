@@ -81,3 +81,31 @@ def test_empty(num_steps: int, num_envs: int) -> None:
     values = torch.zeros(num_steps + 1, num_envs, device=DEVICE)
     advantages, returns = ops.gae(empty, values, empty.bool(), empty.bool())
     assert advantages.shape == returns.shape == (num_steps, num_envs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("valid", "final"), [(None, False), (0.8, True), (0.05, False), (0.0, False)])
+@pytest.mark.parametrize(("num_steps", "num_envs"), SHAPES)
+def test_moments_match(num_steps: int, num_envs: int, valid: float | None, final: bool, dtype: torch.dtype) -> None:
+    """Beside the same estimates: count, mean and squared deviations of what was written."""
+    inputs = inputs_of(num_steps, num_envs, valid, final)
+    inputs["values"] += 1000.0  # a sum of squares would lose digits
+    typed = on_device({k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()})
+    moments = torch.full((2, 3), float("nan"), dtype=torch.float64, device=DEVICE)
+    estimates = ops.gae(**typed, moments=moments)
+    keep = typed["valid"] if valid is not None else torch.ones_like(typed["terminated"])
+    for row, x, alone in zip(moments.cpu(), estimates, ops.gae(**typed), strict=True):
+        assert torch.equal(x, alone)
+        kept = x[keep].double().cpu()
+        mean = kept.sum() / max(1, len(kept))
+        expected = torch.stack([torch.tensor(len(kept)).double(), mean, (kept - mean).square().sum()])
+        assert_near(row, expected, 1e-12)
+
+
+@pytest.mark.parametrize(("num_steps", "num_envs"), [(0, 3), (3, 0)])
+def test_empty_moments(num_steps: int, num_envs: int) -> None:
+    empty = torch.zeros(num_steps, num_envs, device=DEVICE)
+    values = torch.zeros(num_steps + 1, num_envs, device=DEVICE)
+    moments = torch.full((2, 3), float("nan"), dtype=torch.float64, device=DEVICE)
+    ops.gae(empty, values, empty.bool(), empty.bool(), moments=moments)
+    assert moments.tolist() == [[0.0] * 3] * 2
