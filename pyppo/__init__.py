@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pyppo.ops import surrogate_loss as surrogate_loss
     from pyppo.policy import MLPPolicy as MLPPolicy
     from pyppo.policy import Policy as Policy
-    from pyppo.trainer import Result as Result
+    from pyppo.trained import Result as Result
     from pyppo.trainer import Trainer as Trainer
     from pyppo.trainer import train as train
 
@@ -27,7 +27,7 @@ _HOMES = {
     "Evaluation": "evaluation",
     "MLPPolicy": "policy",
     "Policy": "policy",
-    "Result": "trainer",
+    "Result": "trained",
     "Trainer": "trainer",
     "evaluate": "evaluation",
     "gae": "ops",

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from torch import nn
 
 from pyppo import checkpoint as checkpoints
-from pyppo import ops, report
+from pyppo import report
 from pyppo.actions import Distribution, stream_seed
 from pyppo.config import Config
 from pyppo.engines import Schedule, describe, make_engine
@@ -23,43 +22,18 @@ from pyppo.engines.policy_check import check_policy
 from pyppo.engines.torch_engine import TorchEngine
 from pyppo.envpool_envs import env_spaces
 from pyppo.envs import Envs, as_groups
+from pyppo.estimate import estimate
+from pyppo.finite import find_bad_parameter, find_not_finite
 from pyppo.normalize import ObservationNormalizer, RewardScaler
 from pyppo.parts import make_policy, torch_threads
 from pyppo.policy import describe_policy
-from pyppo.rollout import Collector, Rollout, find_not_finite
+from pyppo.rollout import Collector
 from pyppo.stepping import Stepping, choose, make_groups
+from pyppo.storage import Rollout
+from pyppo.trained import Result
 from pyppo.warmup import random_rows
 
 _LEARNING_RATES = (1e-6, 1e-2)  # bounds of the KL-adaptive learning rate
-
-
-@dataclass
-class Result:
-    """What training gives back."""
-
-    policy: Any
-    """The trained policy; `policy.act(obs)`."""
-    history: dict[str, list[float]]
-    """One list a column, one entry an iteration: step, iteration, time, sps, episode_return, episode_length, episodes
-    (finished in the iteration), episodes_total, loss, policy_loss, value_loss, entropy, approx_kl, kl, clip_fraction,
-    explained_variance, learning_rate, kl_coef, grad_norm, updates, and the seconds time_act, time_env, time_gae,
-    time_update, time_other. NaN where there is nothing to tell yet."""
-    config: Config
-    run_dir: Path | None
-    """The run's folder; None if nothing was written."""
-    interrupted: bool = False
-    """Whether Ctrl-C ended it."""
-
-    def __repr__(self) -> str:
-        steps, returns = self.history.get("step"), self.history.get("episode_return")
-        done = f"{steps[-1]:,.0f} steps, return {returns[-1]:.1f}" if steps and returns else "no steps"
-        return f"Result({self.config.env_id}, {done}, {self.run_dir})"
-
-    def plot(self, path: str | Path) -> Path:
-        """Write the learning curve as a picture; the suffix says which kind."""
-        from pyppo.plot import plot_history
-
-        return plot_history(self.history, path, title=self.config.env_id)
 
 
 def train(
@@ -159,8 +133,9 @@ class Trainer:
             state_shape=self.engine.state_shape,
             same_step=groups[0].autoreset == "same_step",
         )
-        self.collector = Collector(self.groups, self.rollout, self._act, self.engine.value)
         self.reward_scaler = RewardScaler(config.num_envs, config.gamma, config.clip_reward)
+        scale = self.reward_scaler.scale if config.norm_reward else None
+        self.collector = Collector(self.groups, self.rollout, self._act, self.engine.value, scale=scale)
         self.iteration, self.kl_coef, self.learning_rate = 0, config.kl_coef, config.learning_rate
         self.steps = 0  # valid steps of finished iterations
         self.history, self.clock = report.History(), report.Clock()
@@ -254,7 +229,8 @@ class Trainer:
             with self.clock.phase("env"):
                 self._collect()
             with self.clock.phase("gae"):
-                explained_variance = self._estimate()
+                self.engine.bootstrap(self.rollout)
+                explained_variance = estimate(self.rollout, self.config)
             with self.clock.phase("update"):
                 self._partial_update = True
                 metrics = self.engine.update(self.rollout, schedule, self.iteration)
@@ -262,7 +238,7 @@ class Trainer:
             self.iteration += 1
             self._learn_statistics()
             self._adapt(metrics["kl"])
-            row = self._record({**metrics, "explained_variance": explained_variance}, schedule)
+            row = self._record({**metrics, "explained_variance": float(explained_variance)}, schedule)
         if self.config.save_interval and self.iteration % self.config.save_interval == 0:
             self.save()
         return row
@@ -306,33 +282,6 @@ class Trainer:
         self.clock.add("act", time.perf_counter() - start)
         return actions
 
-    def _estimate(self) -> float:
-        """Scale rewards, fill advantages and returns; the share of the returns' variance that the values explain."""
-        config, rollout = self.config, self.rollout
-        self.engine.bootstrap(rollout)
-        if config.norm_reward:
-            scaled = self.reward_scaler.scale(rollout.raw_rewards, rollout.terminated, rollout.truncated, rollout.valid)
-            rollout.rewards.copy_(scaled)
-        ops.gae(
-            rollout.rewards,
-            rollout.values,
-            rollout.terminated,
-            rollout.truncated,
-            gamma=config.gamma,
-            gae_lambda=config.gae_lambda,
-            valid=rollout.valid,
-            final_values=rollout.final_values,
-            out=(rollout.advantages, rollout.returns),
-        )
-        rows = rollout.valid_rows()
-        advantages, returns = (x.reshape(-1)[rows].double() for x in (rollout.advantages, rollout.returns))
-        if len(rows) < 2:
-            return math.nan
-        if config.norm_adv == "batch":
-            rollout.advantages.sub_(advantages.mean()).div_(advantages.std() + 1e-8)
-        variance = float(returns.var())
-        return 1.0 - float(advantages.var()) / variance if variance > 0 else math.nan
-
     def _collect(self) -> None:
         try:
             with self._cores:
@@ -344,20 +293,10 @@ class Trainer:
 
     def _check_finite(self, metrics: Mapping[str, float]) -> None:
         """Stop before anything that is not a number reaches a checkpoint."""
-        if (bad := self._bad_parameter()) is not None:
+        if (bad := find_bad_parameter(self.policy)) is not None:
             raise self._not_finite(f"{bad} is not")
         if metrics["updates"] > 0 and not math.isfinite(metrics["loss"]):
             raise self._not_finite(f"the loss is {metrics['loss']}")
-
-    def _bad_parameter(self) -> str | None:
-        # A finite sum says in a quarter of the time that there is nothing to look for.
-        for name, x in self.policy.named_parameters():
-            if not math.isfinite(x.detach().sum()) and not bool(x.isfinite().all()):
-                return f"parameter {name}"
-        for name, x in self.policy.named_buffers():  # infinity is no fault in a mask; statistics turn it into NaN
-            if x.is_floating_point() and math.isnan(x.sum()) and bool(x.isnan().any()):
-                return f"buffer {name}"
-        return None
 
     def _not_finite(self, what: str) -> FloatingPointError:
         return FloatingPointError(
@@ -414,7 +353,7 @@ class Trainer:
         After Ctrl-C in the middle of an update the weights are some gradient steps ahead of the counters;
         `partial_update` in `state.json` says so.
         """
-        if self.run_dir is None or self.steps == 0 or self._bad_parameter() is not None:
+        if self.run_dir is None or self.steps == 0 or find_bad_parameter(self.policy) is not None:
             return None
         self._open_run()
         tensors = {

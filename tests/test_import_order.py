@@ -16,21 +16,37 @@ PACKAGE = ROOT / "pyppo"
 
 # A module may import from the layers above its own, and from no sibling but those in SIBLINGS.
 LAYERS = [
-    {"autograd", "config", "contract", "library", "masks", "ops", "presets", "reference", "results", "spaces"},
+    {
+        "autograd",
+        "config",
+        "contract",
+        "episodes",
+        "finite",
+        "library",
+        "masks",
+        "ops",
+        "presets",
+        "reference",
+        "results",
+        "spaces",
+        "transfer",
+    },
     {
         "actions",
         "envpool_envs",
         "envs",
+        "estimate",
         "features",
         "gymnasium_envs",
         "normalize",
         "policy",
         "rollout",
         "report",
+        "storage",
         "warmup",
     },
     {"catalog", "engines", "checkpoint", "parts", "stepping"},
-    {"evaluation", "plot"},
+    {"evaluation", "plot", "trained"},
     {"trainer"},
     {"cli"},
 ]
@@ -39,6 +55,8 @@ SIBLINGS = {
     "envs": {"gymnasium_envs"},  # a group may be made from names, and reads what Gymnasium's own environments give
     "masks": {"spaces"},
     "ops": {"autograd", "library", "results"},  # in eager calls; where torch.compile traces; the types of results
+    "rollout": {"storage"},  # the loop fills it
+    "trained": {"plot"},  # a result draws its curve
     "warmup": {"rollout"},  # what it asks of a group
     "policy": {"actions", "features", "normalize"},  # it owns its action distribution and its observation statistics
 }
