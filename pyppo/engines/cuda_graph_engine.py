@@ -162,8 +162,7 @@ class CudaGraphEngine(TorchEngine):
 
     def minibatch_step(self, buffers: UpdateBuffers, schedule: Schedule) -> None:
         """Gather, forward, loss, backward, clipping and Adam on static tensors."""
-        buffers.take()
-        stats = self._backward(buffers.minibatch, schedule)
+        stats = self._backward(buffers.take(), schedule)
         if (limit := kl_limit(self.config)) is not None:
             buffers.stopped |= stats[APPROX_KL] > limit
         torch.logical_or(buffers.stopped, stats[len(STATS) :] == 0, out=buffers.skip)  # a part may have no row

@@ -13,9 +13,10 @@ from pyppo.engines.objective import STATS
 from pyppo.engines.torch_engine import Batch
 from pyppo.rollout import Rollout
 
-__all__ = ["UpdateBuffers", "entries", "rollout_tensors", "take_minibatch"]
+__all__ = ["UpdateBuffers", "rollout_tensors"]
 
-COLUMNS = len(STATS) + 3  # of the log: a loss's statistics [8], the gradient's norm, whether the step was taken
+_AT_ONCE = 32  # tensors that one gather takes
+_COLUMNS = len(STATS) + 3  # of the log: a loss's statistics [8], the gradient's norm, whether the step was taken
 
 
 def rollout_tensors(rollout: Rollout) -> list[Tensor]:
@@ -25,7 +26,7 @@ def rollout_tensors(rollout: Rollout) -> list[Tensor]:
     return [x for group in groups for x in group.values()] + list(single)
 
 
-def entries(batch: Batch) -> Iterator[Tensor]:
+def _entries(batch: Batch) -> Iterator[Tensor]:
     """Every tensor of a batch but its weights, always in the same order."""
     obs = batch.data.obs
     yield from obs.values() if isinstance(obs, Mapping) else [obs]
@@ -41,7 +42,7 @@ class UpdateBuffers:
         rows: int64 [T * N], of which the first `count` say which rows are valid.
         order: int64 [T * N], of which the first `count` are the epoch's permutation.
         count, part, place: int64 [1], the number of valid rows, the minibatch within the epoch, and within the update.
-        minibatch: [capacity, ...], rows of `columns`, and as weights which of them are none that fill it up.
+        minibatch: [capacity, ...], rows of `columns`; weights: float32 [capacity], 0 where a row only fills it up.
         rate: the learning rate, 0-d.
         stopped, skip: bool [1], whether the update has stopped; whether this minibatch takes no step.
         log: [M, 10], each minibatch's statistics; log_host: its copy in page-locked memory.
@@ -52,29 +53,31 @@ class UpdateBuffers:
         own = {x.untyped_storage().data_ptr() for x in rollout_tensors(rollout)}
         like, pinned = batch.data.logp, batch.data.logp.is_cuda
         device, dtype, total = like.device, like.dtype, len(like)
-        self.columns = batch.map(lambda x: x if x.untyped_storage().data_ptr() in own else torch.empty_like(x))
-        self._computed = [x.untyped_storage().data_ptr() not in own for x in entries(self.columns)]
-        self.capacity = -(-total // config.num_minibatches)
+
+        def lies_there(x: Tensor) -> bool:
+            return x.untyped_storage().data_ptr() in own and x.is_contiguous()
+
+        self._computed = [not lies_there(x) for x in _entries(batch)]
+        self.columns = batch.map(lambda x: x if lies_there(x) else x.new_empty(x.shape))
         self.num_parts = config.num_minibatches
+        capacity = -(-total // self.num_parts)
 
         def integers(size: int) -> Tensor:
             return torch.zeros(size, dtype=torch.int64, device=device)
 
         self.rows, self.order = integers(total), integers(total)
         self.count, self.part, self.place = integers(1), integers(1), integers(1)
-        self.minibatch = batch.map(lambda x: x.new_zeros(self.capacity, *x.shape[1:]))._replace(
-            weights=torch.zeros(self.capacity, dtype=torch.bool, device=device)
-        )
+        self.minibatch = batch.map(lambda x: x.new_zeros(capacity, *x.shape[1:]))
+        self.weights = torch.zeros(capacity, device=device)
         self.rate = torch.zeros((), dtype=dtype, device=device)
         self.stopped, self.skip = (torch.zeros(1, dtype=torch.bool, device=device) for _ in range(2))
-        self.log = torch.zeros(config.update_epochs * self.num_parts, COLUMNS, dtype=dtype, device=device)
+        self.log = torch.zeros(config.update_epochs * self.num_parts, _COLUMNS, dtype=dtype, device=device)
         self.log_host = torch.zeros(self.log.shape, dtype=dtype, pin_memory=pinned)
         self.stops = torch.zeros(config.update_epochs, dtype=torch.bool, pin_memory=pinned)
-        self._lanes = torch.arange(self.capacity, device=device)
 
     def refresh(self, batch: Batch) -> None:
         """Take in what was computed of the rollout; the rest lies in its storage."""
-        for kept, now, computed in zip(entries(self.columns), entries(batch), self._computed, strict=True):
+        for kept, now, computed in zip(_entries(self.columns), _entries(batch), self._computed, strict=True):
             if computed:
                 kept.copy_(now)
 
@@ -88,8 +91,7 @@ class UpdateBuffers:
 
     def shuffle(self, count: int, seed: int, iteration: int, epoch: int) -> None:
         """Set out on an epoch."""
-        order = ops.permutation(count, seed=seed, iteration=iteration, epoch=epoch, device=self.order.device)
-        self.order[:count].copy_(order)
+        ops.permutation(count, seed=seed, iteration=iteration, epoch=epoch, out=self.order[:count])
         self.part.zero_()
 
     def rehearse(self) -> None:
@@ -98,9 +100,16 @@ class UpdateBuffers:
         self.part.zero_()
         self.place.zero_()
 
-    def take(self) -> None:
-        """Gather minibatch `part` of the epoch."""
-        take_minibatch(self)
+    def take(self) -> Batch:
+        """Gather minibatch `part` of the epoch, and fill it up with one of its rows at weight 0."""
+        pairs = list(zip(_entries(self.columns), _entries(self.minibatch), strict=True))
+        for first in range(0, len(pairs), _AT_ONCE):
+            columns, out = zip(*pairs[first : first + _AT_ONCE], strict=True)
+            ops.gather_minibatch(
+                columns, self.rows, self.order, count=self.count, part=self.part, num_parts=self.num_parts, out=out,
+                weights=self.weights,
+            )  # fmt: skip
+        return self.minibatch._replace(weights=self.weights.to(self.rate.dtype))
 
     def note(self, stats: Tensor, grad_norm: Tensor) -> None:
         """Log this minibatch, and go on to the next."""
@@ -112,16 +121,4 @@ class UpdateBuffers:
     def tensors(self) -> list[Tensor]:
         """All of them, those of the rollout included."""
         own = [x for x in vars(self).values() if isinstance(x, Tensor)]
-        assert self.minibatch.weights is not None
-        return [*own, *entries(self.columns), *entries(self.minibatch), self.minibatch.weights]
-
-
-def take_minibatch(b: UpdateBuffers) -> None:
-    """Rows start to stop of the permuted valid rows, near-equal parts; the minibatch is filled up with the last of them
-    at weight 0: whatever the policy makes of a row that was lived is finite."""
-    start, stop = b.count * b.part // b.num_parts, b.count * (b.part + 1) // b.num_parts
-    place = start + b._lanes
-    torch.lt(place, stop, out=b.minibatch.weights)
-    index = b.rows.index_select(0, b.order.index_select(0, place.minimum(stop - 1).clamp_min(0)))
-    for column, to in zip(entries(b.columns), entries(b.minibatch), strict=True):
-        torch.index_select(column, 0, index, out=to)
+        return [*own, *_entries(self.columns), *_entries(self.minibatch)]
