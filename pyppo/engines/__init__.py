@@ -121,7 +121,7 @@ def _choose(config: Config, policy: nn.Module, device: torch.device, distributio
         return config.engine, "as asked for"
     if device.type == "cuda":
         unfit = cuda_graph_engine.why_not(policy, device)
-        return ("cuda_graph", "on a GPU") if unfit is None else ("torch", f"cuda_graph cannot: {unfit}")
+        return ("cuda_graph", "a policy with heads()") if unfit is None else ("torch", f"cuda_graph cannot: {unfit}")
     unfit = native_engine.why_not(policy, device, distribution, config.precision)
     return ("native", "an MLP on the CPU") if unfit is None else ("torch", f"native cannot: {unfit}")
 

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["CaptureError", "Graphs"]
+__all__ = ["CaptureError", "Graphs", "Step"]
 
-Step = Callable[[], None]
+Step = Callable[[], object]
 
 
 class CaptureError(Exception):
@@ -27,7 +27,12 @@ class Graphs:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         if device.type == "cuda":
-            self._stream = torch.cuda.Stream(device)
+            self._stream = torch.cuda.Stream(device)  # one for good: libraries keep workspaces for each
+        self.forget()
+
+    def forget(self) -> None:
+        """Capture into another pool from here on: once no graph is left of one, it cannot be gone on with."""
+        if self.device.type == "cuda":
             self._pool = torch.cuda.graph_pool_handle()
 
     def capture(self, step: Step, start: Step) -> Step:
@@ -59,6 +64,7 @@ class Graphs:
                 with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
                     step()
         except Exception as error:
+            self.forget()
             raise CaptureError(_first_cause(error)) from error
         finally:
             current.wait_stream(self._stream)

@@ -17,7 +17,7 @@ from pyppo import ops
 from pyppo.actions import Distribution
 from pyppo.config import Config
 from pyppo.engines import Schedule
-from pyppo.engines.captured import CaptureError, Graphs
+from pyppo.engines.captured import CaptureError, Graphs, Step
 from pyppo.engines.objective import APPROX_KL, STATS, kl_limit, loss_settings, mean_metrics
 from pyppo.engines.torch_engine import TorchEngine
 from pyppo.engines.update_buffers import UpdateBuffers, rollout_tensors
@@ -88,8 +88,13 @@ class CudaGraphEngine(TorchEngine):
             raise _refusal(unfit)
         super().__init__(policy, config, device, distribution)
         self._captures = True
+        self._graphs = self.new_graphs(device)
         self._rollout: Rollout | None = None
-        self._forget()
+        self._bound_to: Any = None
+        self._groups: dict[tuple[int, int], _Acting] = {}
+        self._updating: _Updating | None = None
+
+    new_graphs: Callable[[torch.device], Graphs] = Graphs
 
     # --- acting ------------------------------------------------------------------------------------------------------
 
@@ -170,7 +175,7 @@ class CudaGraphEngine(TorchEngine):
 
     # --- capturing ---------------------------------------------------------------------------------------------------
 
-    def capture(self, step: Callable[[], None], start: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, step: Step, start: Step) -> Step:
         """`step`, captured; parameters, gradients, buffers and random numbers are left as they were.
 
         Raises:
@@ -216,12 +221,8 @@ class CudaGraphEngine(TorchEngine):
         return places, modules, [_place(x) for x in own], getattr(normalizer, "clip", None)
 
     def _forget(self) -> None:
-        self._bound_to: Any = None
-        self._groups: dict[tuple[int, int], _Acting] = {}
-        self._updating: _Updating | None = None
-        self._graphs = self.new_graphs(self.device)
-
-    new_graphs: Callable[[torch.device], Graphs] = Graphs
+        self._bound_to, self._groups, self._updating = None, {}, None
+        self._graphs.forget()
 
     def _go_on_without(self, error: CaptureError) -> None:
         """From here on as `TorchEngine`, if that is what "auto" may take.
@@ -270,7 +271,8 @@ class _Updating:
     def __init__(self, engine: CudaGraphEngine, rollout: Rollout) -> None:
         config = engine.config
         self.buffers = buffers = UpdateBuffers(engine._flatten(rollout), rollout, config)
-        self._engine, self._settings = engine, {}
+        self._engine = engine
+        self._settings: dict[str, Any] = {}
         self._limited, self._epochs = config.target_kl is not None, config.update_epochs
         self._events = [torch.cuda.Event() for _ in range(self._epochs)] if rollout.actions.is_cuda else []
         self._refresh = engine.capture(lambda: buffers.refresh(engine._flatten(rollout)), lambda: None)

@@ -93,7 +93,7 @@ class TorchEngine:
         if device.type == "cuda":
             for module in policy.modules():
                 if isinstance(module, nn.Conv2d):
-                    module.to(memory_format=torch.channels_last)
+                    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.config, self.device, self.distribution, self.reason = config, device, distribution, ""
         self.fused = hasattr(policy, "heads")
         if not self.fused and distribution.action_bounds == "rescale":

@@ -372,7 +372,7 @@ def test_auto_takes_it_and_says_so() -> None:
     policy = MLPPolicy(box_obs(), Distribution.from_space(SPACES["box"]))
     engine = make_engine(settings(device=DEVICE), policy, policy.distribution)
     assert isinstance(engine, CudaGraphEngine)
-    assert engine.reason == "on a GPU"
+    assert engine.reason == "a policy with heads()"
     policy.critic[0].register_forward_hook(lambda *given: None)
     engine = make_engine(settings(device=DEVICE), policy, policy.distribution)
     assert type(engine) is TorchEngine
