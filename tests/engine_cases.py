@@ -12,6 +12,8 @@ from gymnasium import spaces
 from pyppo.actions import Distribution
 from pyppo.config import Config
 from pyppo.engines import Schedule, make_engine
+from pyppo.engines.captured import Graphs
+from pyppo.engines.cuda_graph_engine import CudaGraphEngine
 from pyppo.masks import MASK
 from pyppo.policy import MLPPolicy
 from pyppo.rollout import Rollout
@@ -88,6 +90,24 @@ def engine_on(name, space, config, *, obs_space=None, double=False, **policy_set
 def engine_pair(space, config, **how):
     """A NativeEngine and a TorchEngine on equal policies."""
     return engine_on("native", space, config, **how), engine_on("torch", space, config, **how)
+
+
+class Rehearsing(Graphs):
+    """Calls a step as often as a capture does, and then the step itself is what is run."""
+
+    def capture(self, step, start):
+        for _ in range(2):
+            start()
+            step()
+        start()
+        return step
+
+
+def on_graphs(general, graphs=Rehearsing, **fields):
+    """A CudaGraphEngine on the policy of another engine, which is used no more."""
+    config = general.config.replace(**{"engine": "cuda_graph", **fields})
+    kind = type("OnTheCpu", (CudaGraphEngine,), {"new_graphs": staticmethod(graphs)})
+    return kind(general.policy, config, torch.device("cpu"), general.distribution)
 
 
 def new_rollout(engine, space, *, steps=T, rows=N, obs_space=None):

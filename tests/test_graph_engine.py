@@ -14,6 +14,7 @@ from engine_cases import (
     MASKABLE,
     SPACES,
     N,
+    Rehearsing,
     T,
     act_in,
     assert_same_metrics,
@@ -23,6 +24,7 @@ from engine_cases import (
     filled,
     masked_obs,
     new_rollout,
+    on_graphs,
     schedule,
     settings,
     some_valid,
@@ -45,17 +47,6 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 IMAGES = spaces.Dict(obs=spaces.Box(0, 255, (3, 10, 12), np.uint8))
 
 
-class Rehearsing(Graphs):
-    """Calls a step as often as a capture does, and then the step itself is what is run."""
-
-    def capture(self, step, start):
-        for _ in range(2):
-            start()
-            step()
-        start()
-        return step
-
-
 class Failing(Graphs):
     """Breaks in the middle of a step's first call, as a policy does that reads from the device."""
 
@@ -70,13 +61,6 @@ class Failing(Graphs):
             raise CaptureError("RuntimeError: called a synchronizing CUDA operation")
         self.left -= 1
         return step
-
-
-def on_graphs(general, graphs=Rehearsing, **fields):
-    """A CudaGraphEngine on the policy of another engine, which is used no more."""
-    config = general.config.replace(**{"engine": "cuda_graph", **fields})
-    kind = type("OnTheCpu", (CudaGraphEngine,), {"new_graphs": staticmethod(graphs)})
-    return kind(general.policy, config, CPU, general.distribution)
 
 
 def pair(space, config, **how):

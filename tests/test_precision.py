@@ -4,9 +4,21 @@ import numpy as np
 import probes
 import pytest
 import torch
-from engine_cases import FAMILY, SPACES, N, T, act_in, box_obs, engine_on, filled, schedule, settings, state_of
+from engine_cases import (
+    FAMILY,
+    SPACES,
+    N,
+    T,
+    act_in,
+    box_obs,
+    engine_on,
+    filled,
+    on_graphs,
+    schedule,
+    settings,
+    state_of,
+)
 from gymnasium import spaces
-from test_graph_engine import on_graphs
 from torch import nn
 
 import pyppo

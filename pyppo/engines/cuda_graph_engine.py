@@ -285,8 +285,8 @@ class _Updating:
             self._settings = settings
 
     def launch(self, rows: Tensor, learning_rate: float, iteration: int) -> None:
-        """Everything up to the metrics' copy to the host, of which nothing waits for the device, but where there is a
-        `target_kl`: then for the last epoch but one, so that the device always has one to run."""
+        """Everything up to the metrics' copy to the host. Nothing waits for the device, but with a `target_kl` for the
+        last epoch but one, so that the update ends soon after it stopped and the device always has an epoch to run."""
         b = self.buffers
         b.begin(rows, learning_rate)
         self._refresh()

@@ -41,8 +41,8 @@ from pyppo.policy import ActorCriticPolicy, MLPPolicy
 from pyppo.trainer import Trainer
 
 IMAGES = spaces.Dict(obs=spaces.Box(0, 255, (3, 36, 36), np.uint8))
-NEAR = {"rtol": 1e-9, "atol": 1e-11}  # in float64
-ROUGH = {"rtol": 1e-3, "atol": 1e-4}  # in float32 or its matrix products in TF32
+NEAR = {"rtol": 1e-6, "atol": 1e-8}  # in float64; the rollout keeps float32
+ROUGH = {"rtol": 1e-3, "atol": 1e-4}  # in float32
 
 
 def engines_on(space: spaces.Space, config: Config, **how: Any) -> tuple[CudaGraphEngine, TorchEngine, TorchEngine]:
@@ -147,7 +147,8 @@ def image_engine(name: str, config: Config) -> Any:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_images_are_channels_last(precision: str) -> None:
+def test_images_are_channels_last(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     space, config = SPACES["discrete"], settings(update_epochs=1, precision=precision, device=DEVICE)
     engines = image_engine("cuda_graph", config), image_engine("torch", config)
     engines += (image_engine("torch", config.replace(device="cpu")),)
