@@ -44,8 +44,9 @@ class Config:
     """Steps that each environment takes for one rollout (T)."""
     num_groups: int | Literal["auto"] = "auto"
     """Groups that the environments are served in, each its own pool; one steps while the policy acts for another.
-    "auto" measures at the start, and takes one where results depend on it: with the engine "torch" the number changes
-    rounding, since a matrix product's last bits depend on the batch size."""
+    "auto" measures at the start, but not where results depend on it: but for the engine "native" the number changes
+    rounding, since a matrix product's last bits depend on the batch size. There it takes one; on a GPU two, where
+    `num_envs` is even and a step takes longer than a microsecond, as all but classic control, toy text and MiniGrid."""
     env_threads: int | Literal["auto"] = "auto"
     """EnvPool threads a group; "auto" (or 0) measures at the start. Changes speed, never results."""
     one_core: bool | Literal["auto"] = "auto"

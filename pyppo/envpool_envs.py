@@ -204,7 +204,12 @@ _CHEAP_FAMILIES = ("classic_control", "toy_text", "minigrid")
 def auto_threads(env_id: str, num_envs: int) -> int:
     """EnvPool threads where none are asked for: one for classic control, toy text and MiniGrid, whose steps take
     a microsecond; otherwise one for each environment, at most one for each core that this process may use."""
-    return 1 if family_of(env_id).startswith(_CHEAP_FAMILIES) else min(num_envs, len(os.sched_getaffinity(0)))
+    return 1 if is_cheap(env_id) else min(num_envs, len(os.sched_getaffinity(0)))
+
+
+def is_cheap(env_id: str) -> bool:
+    """Whether a step takes about a microsecond: classic control, toy text, MiniGrid."""
+    return family_of(env_id).startswith(_CHEAP_FAMILIES)
 
 
 _RESERVED_OPTIONS = ("batch_size", "env_seed", "env_type", "num_envs", "num_threads", "seed", "task_id")

@@ -208,8 +208,9 @@ class Collector:
         if device is None and rollout.device.type == "cuda":
             device = Cuda(rollout.device)
         self._device = device
-        self._results = None if device is None else Results(rollout.num_steps, rollout.num_envs, device)
-        flags = rollout.flags.numpy() if self._results is None else self._results.flags
+        self._results = None if device is None else Results(rollout.flags, rollout.rewards, device)
+        own = (rollout.terminated, rollout.truncated, rollout.valid)
+        flags = [x.numpy() for x in own] if self._results is None else self._results.flags
         self._host = _host_arrays(rollout, flags, games=groups[0].reports_games)
         self._counter = EpisodeCounter(rollout.num_envs)
         self._ended = np.zeros(rollout.num_envs, bool)
@@ -301,7 +302,7 @@ class Collector:
         if self._results is None:
             rollout.rewards.copy_(rewards)
         else:
-            rollout.know_valid(self._results.send(rollout.flags, rollout.rewards, rewards))
+            rollout.know_valid(self._results.send(rewards))
         self._ended[:] = done[-1]
         return self._counter.count(host.get("episode_rewards", host["rewards"]), over & valid, valid)
 
@@ -339,17 +340,17 @@ class Collector:
         final_values[t, row] = values.to(final_values)
 
 
-def _host_arrays(rollout: Rollout, flags: np.ndarray, games: bool) -> dict[str, np.ndarray]:
+def _host_arrays(rollout: Rollout, flags: Sequence[np.ndarray], games: bool) -> dict[str, np.ndarray]:
     """Where flags and rewards are written as steps arrive.
 
     Args:
-        flags: bool `[3, T, N]`: the storage itself on the CPU, else what goes to the device when all steps are taken.
+        flags: terminated, truncated, valid: the storage itself on the CPU, else what goes to the device in the end.
         games: whether what is reported lies in arrays of its own.
     """
     arrays = dict(zip(("terminated", "truncated", "valid"), flags, strict=True))
     if games:
-        arrays["episode_rewards"] = np.zeros(flags.shape[1:])
-        arrays["episode_over"] = np.zeros(flags.shape[1:], bool)
+        arrays["episode_rewards"] = np.zeros(flags[0].shape)
+        arrays["episode_over"] = np.zeros(flags[0].shape, bool)
     return {**arrays, "rewards": rollout.raw_rewards.numpy()}
 
 

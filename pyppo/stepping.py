@@ -2,6 +2,10 @@
 
 Results never depend on it; speed does, on how long a step takes against waking another core. So a short trial at the
 start measures: rollouts of the policy in environments of their own, candidates in turn.
+
+Where the policy is on a GPU, the trial is of the environments alone, and never of the number of groups: a policy's last
+bits depend on how many rows it sees at once, so the same run could end otherwise on a machine that is busy. There the
+kind of environments says how many groups there are.
 """
 
 from __future__ import annotations
@@ -19,10 +23,11 @@ import numpy as np
 
 from pyppo import ops
 from pyppo.config import Config
-from pyppo.envpool_envs import EnvPoolVectorEnv, auto_threads, make_envs, thread_ids
+from pyppo.envpool_envs import EnvPoolVectorEnv, auto_threads, is_cheap, make_envs, thread_ids
 from pyppo.envs import EnvGroup, Purpose
 from pyppo.masks import MASK
-from pyppo.rollout import Act, Collector, Rollout
+from pyppo.rollout import Act, Collector
+from pyppo.storage import Rollout
 from pyppo.warmup import random_actions
 
 __all__ = ["OneCore", "Stepping", "Way", "choose", "make_groups"]
@@ -177,6 +182,7 @@ def choose(
     act: Act | None,
     *,
     allow_groups: bool,
+    on_gpu: bool = False,
     store_dist: Mapping[str, tuple[int, ...]] | None = None,
     state_shape: tuple[int, ...] | None = None,
 ) -> Stepping:
@@ -187,12 +193,15 @@ def choose(
             the ones sent. None: it takes no time.
         allow_groups: whether the number of groups may be chosen, which needs an engine whose results do not depend on
             it.
+        on_gpu: whether the policy acts on a GPU, so that a group may step while the policy acts for another.
         store_dist, state_shape: what `act` keeps of its distribution and state, as `Rollout` takes them.
 
     Returns:
         the way and the speeds measured. There is no trial where one way is open, the run is short, or environments
         take too long to make.
     """
+    if config.num_groups == "auto" and on_gpu:
+        allow_groups, config = False, config.replace(num_groups=_groups_for_gpu(config))
     usual, ways = _usual(config), _ways(config, allow_groups)
     if len(ways) == 1 or config.total_timesteps < _FEWEST_ROLLOUTS * config.batch_size:
         return _told(Stepping(usual))
@@ -215,6 +224,17 @@ def _told(stepping: Stepping) -> Stepping:
     trial = f" (rows a second in a trial of {stepping.seconds:.2f} s: {measured})" if measured else ""
     _log.info("environments are stepped in %s%s", stepping.way, trial)
     return stepping
+
+
+def _groups_for_gpu(config: Config) -> int:
+    """Two, of which one steps while the policy acts for the other, where steps take long enough to be worth a call of
+    the policy more; else one."""
+    num_groups = 1 if config.num_envs % 2 or is_cheap(config.env_id) else 2
+    why = "one steps while the policy acts on the GPU for the other" if num_groups == 2 else "steps are cheap"
+    if config.num_envs % 2:
+        why = f"num_envs = {config.num_envs} is odd"
+    _log.info("num_groups is %d: %s", num_groups, why)
+    return num_groups
 
 
 def _usual(config: Config) -> Way:

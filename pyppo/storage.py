@@ -28,7 +28,7 @@ class Rollout:
         rewards: `[T, N]` float32, what advantages are estimated from; the collector writes the raw ones.
         raw_rewards: `[T, N]` float64 on the CPU, the environment's own.
         terminated, truncated, valid: `[T, N]` bool. A row that only carries a reset is not valid.
-        flags: `[3, T, N]`, the storage of these three.
+        flags: bool `[3, P]`, P >= T * N, the storage of these three, which one copy fills.
         final_values: `[T, N]` float32, values of final observations at truncated rows (same-step autoreset), or None.
         steps: `[N]` int64, steps that each row ever took, reset rows included: the counter of its action noise.
         dist_params: entries `[T, N, ...]` float32, the acting distribution's parameters, where asked for; else None.
@@ -73,8 +73,10 @@ class Rollout:
         self.actions = zeros(num_steps, *(action_space.shape or ()), dtype=action_dtype)
         self.logp, self.rewards = zeros(num_steps), zeros(num_steps)
         self.values = zeros(num_steps + 1)
-        self.flags = torch.zeros((3, num_steps, num_envs), dtype=torch.bool, device=self.device)
-        self.terminated, self.truncated, self.valid = self.flags
+        size = num_steps * num_envs
+        # Each begins at a multiple of 64 bytes, as a tensor of its own would.
+        self.flags = torch.zeros((3, -(-size // 64) * 64), dtype=torch.bool, device=self.device)
+        self.terminated, self.truncated, self.valid = (x[:size].view(num_steps, num_envs) for x in self.flags)
         self._known: _KnownRows | None = None
         self.advantages, self.returns = zeros(num_steps), zeros(num_steps)
         self.final_values = zeros(num_steps) if same_step else None

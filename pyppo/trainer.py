@@ -163,6 +163,7 @@ class Trainer:
                 self.config,
                 act,
                 allow_groups=allow_groups,
+                on_gpu=self.engine.device.type != "cpu",
                 store_dist=self.engine.dist_shapes,
                 state_shape=self.engine.state_shape,
             )

@@ -173,34 +173,31 @@ class Results:
     """What a rollout's end brings: flags, rewards, and where the valid rows are, three copies on the current stream.
 
     Args:
-        num_steps: T. num_envs: N.
-        device: where to.
+        flags: bool `[3, P]` on the device, of each row the first T * N elements: terminated, truncated, valid.
+        rewards: float32 `[T, N]` on the device.
+        device: where they lie.
 
     Attributes:
-        flags: bool `[3, T, N]`, page-locked: terminated, truncated, valid. Written between `begin` and `send`.
+        flags: the three, bool `[T, N]` and page-locked. Written between `begin` and `send`.
     """
 
-    def __init__(self, num_steps: int, num_envs: int, device: Device) -> None:
-        self._device, self._copied = device, device.event()
-        self._flags = device.pinned((3, num_steps, num_envs), torch.bool)
-        self._rewards = device.pinned((num_steps, num_envs), torch.float32)
-        self.flags: np.ndarray = self._flags.numpy()
+    def __init__(self, flags: Tensor, rewards: Tensor, device: Device) -> None:
+        self._targets, self._device, self._copied = (flags, rewards), device, device.event()
+        self._sources = tuple(device.pinned(x.shape, x.dtype) for x in self._targets)
+        self.flags = [x[: rewards.numel()].reshape(rewards.shape) for x in self._sources[0].numpy()]
 
     def begin(self) -> None:
         """Wait until the last rollout's copies have been made."""
         self._copied.synchronize()
 
-    def send(self, flags: Tensor, rewards: Tensor, new_rewards: Tensor) -> Tensor:
-        """Start the copies.
-
-        Args:
-            flags: `[3, T, N]` on the device. rewards: `[T, N]` float32 there; `new_rewards`: what it gets, on the CPU.
+    def send(self, rewards: Tensor) -> Tensor:
+        """Start the copies, with these rewards `[T, N]` of the CPU.
 
         Returns:
             the valid rows on the device, flat indices int64 `[n]`, a new tensor.
         """
         device = self._device
-        self._rewards.copy_(new_rewards)
-        device.copy([(flags, self._flags), (rewards, self._rewards)], device.compute())
+        self._sources[1].copy_(rewards)
+        device.copy(zip(self._targets, self._sources, strict=True), device.compute())
         self._copied.record(device.compute())
         return device.upload(torch.from_numpy(np.flatnonzero(self.flags[2])))

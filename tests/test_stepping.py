@@ -106,6 +106,29 @@ def test_no_trial_where_it_would_not_pay(monkeypatch, cores, why):
     assert found.rows_per_second == {}
 
 
+@pytest.mark.parametrize(
+    ("env_id", "num_envs", "num_groups", "why"),
+    [("CartPole-v1", 4, 1, "steps are cheap"), ("HalfCheetah-v4", 4, 2, "one steps while the policy acts on the GPU"),
+     ("HalfCheetah-v4", 5, 1, "num_envs = 5 is odd")],
+)  # fmt: skip
+@pytest.mark.parametrize("timesteps", [10 * 64, 10_000_000])
+def test_on_a_gpu_the_environments_say_how_many_groups(
+    monkeypatch, cores, caplog, env_id, num_envs, num_groups, why, timesteps
+):
+    cores(2)
+    ways = []
+    monkeypatch.setattr(stepping, "_measure", lambda trials, _: ways.extend(trial.way for trial in trials) or {})
+    monkeypatch.setattr(stepping, "_trial_size", lambda num_envs, making: num_envs)
+    config = config_for(num_envs=num_envs, total_timesteps=timesteps).replace(env_id=env_id)
+    with caplog.at_level(logging.INFO, "pyppo"):
+        found = choose(config, None, allow_groups=True, on_gpu=True)
+    assert found.way.num_groups == num_groups
+    assert {way.num_groups for way in ways} <= {num_groups}
+    assert len(ways) == (0 if timesteps < 1000 else 3 if num_groups == 1 else 2)
+    assert f"num_groups is {num_groups}: {why}" in caplog.text
+    assert choose(config.replace(num_groups=num_envs), None, allow_groups=True, on_gpu=True).way.num_groups == num_envs
+
+
 def test_a_trial_has_fewer_environments_where_they_take_long_to_make(cores):
     cores(2)
     assert stepping._trial_size(64, making=1e-5) == 64
