@@ -142,9 +142,13 @@ class Config:
     """How continuous actions meet finite bounds: a clipped copy is sent, or [-1, 1] is clipped and stretched to the
     bounds."""
 
-    engine: Literal["auto", "torch", "native"] = "auto"
-    """Who runs the policy and the update: "native", all in C++, for the built-in policy on the CPU; "torch", for every
-    policy and device; "auto" takes native where it can run the policy."""
+    engine: Literal["auto", "torch", "native", "cuda_graph"] = "auto"
+    """Who runs the policy and the update: "native", all in C++, for the built-in policy on the CPU; "cuda_graph", as
+    captured CUDA graphs on a GPU, for policies with `heads`; "torch", for every policy and device; "auto" takes native
+    or cuda_graph where it can run the policy."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """"bf16" runs the policy's networks under torch's bfloat16 autocast in training; parameters, loss, advantages and
+    optimiser are float32, and so is all of a policy that is loaded or evaluated. Not for engine "native"."""
     device: str = "auto"
     """"cpu", "cuda", "cuda:<index>", or "auto": where the policy's parameters are, which for the built-in policy is the
     CPU."""
@@ -330,7 +334,8 @@ _RULES: dict[str, _Rule] = {
     "recurrent": _choice("none", "gru", "lstm"),
     "recurrent_size": _at_least(1),
     "action_bounds": _choice("clip", "rescale"),
-    "engine": _choice("auto", "torch", "native"),
+    "engine": _choice("auto", "torch", "native", "cuda_graph"),
+    "precision": _choice("fp32", "bf16"),
     "device": _Rule(_str, "'auto', 'cpu', 'cuda' or 'cuda:<index>'", lambda value: bool(_DEVICE.fullmatch(value))),
     "torch_threads": _at_least(1),
     "run_dir": _Rule(_str, "a non-empty string, or None", lambda value: value != "", optional=True),

@@ -12,6 +12,8 @@ from gymnasium import spaces
 from pyppo.actions import Distribution
 from pyppo.config import Config
 from pyppo.engines import Schedule, make_engine
+from pyppo.engines.captured import Graphs
+from pyppo.engines.cuda_graph_engine import CudaGraphEngine
 from pyppo.masks import MASK
 from pyppo.policy import MLPPolicy
 from pyppo.rollout import Rollout
@@ -90,13 +92,31 @@ def engine_pair(space, config, **how):
     return engine_on("native", space, config, **how), engine_on("torch", space, config, **how)
 
 
+class Rehearsing(Graphs):
+    """Calls a step as often as a capture does, and then the step itself is what is run."""
+
+    def capture(self, step, start):
+        for _ in range(2):
+            start()
+            step()
+        start()
+        return step
+
+
+def on_graphs(general, graphs=Rehearsing, **fields):
+    """A CudaGraphEngine on the policy of another engine, which is used no more."""
+    config = general.config.replace(**{"engine": "cuda_graph", **fields})
+    kind = type("OnTheCpu", (CudaGraphEngine,), {"new_graphs": staticmethod(graphs)})
+    return kind(general.policy, config, torch.device("cpu"), general.distribution)
+
+
 def new_rollout(engine, space, *, steps=T, rows=N, obs_space=None):
     """A rollout for `engine` with random observations, among them an action mask, and nothing else."""
-    rollout = Rollout(steps, rows, obs_space or box_obs(), space, store_dist=engine.dist_shapes)
+    rollout = Rollout(steps, rows, obs_space or box_obs(), space, store_dist=engine.dist_shapes, device=engine.device)
     generator = torch.Generator().manual_seed(0)
     for key, x in rollout.obs.items():
         if key == MASK:
-            rollout.obs[key] = masks_for(engine.distribution, (steps + 1) * rows).view(x.shape)
+            x.copy_(masks_for(engine.distribution, (steps + 1) * rows).view(x.shape))
         elif x.is_floating_point():
             x.copy_(torch.randn(x.shape, generator=generator) * 2)
         else:
@@ -128,8 +148,8 @@ def filled(engine, space, *, valid=None, drift=0.0, **shape):
     for x in (rollout.advantages, rollout.returns):
         x.copy_(torch.randn(x.shape, generator=generator))
     for x in (rollout.logp, rollout.values):
-        x += drift * torch.randn(x.shape, generator=generator)
-    rollout.valid[:] = True if valid is None else valid
+        x += drift * torch.randn(x.shape, generator=generator).to(x)
+    rollout.valid.copy_(torch.tensor(True) if valid is None else valid)
     return rollout
 
 

@@ -67,6 +67,7 @@ BAD_VALUES = [
     ("recurrent_size", 0),
     ("action_bounds", "squash"),
     ("engine", "jax"),
+    ("precision", "fp16"),
     ("device", "gpu"),
     ("device", "cuda:x"),
     ("torch_threads", 0),

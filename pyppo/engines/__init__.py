@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -80,30 +80,50 @@ class Engine(Protocol):
 
 
 def make_engine(config: Config, policy: nn.Module, distribution: Distribution) -> Engine:
-    """The engine that `config.engine` names, on `config.device`; "auto" is native where it can run the policy.
+    """The engine that `config.engine` names, on `config.device`.
+
+    "auto" is native, on the CPU, or cuda_graph, on a GPU, where that can run the policy; else torch. `Engine.reason`
+    says why. Whether a policy can be captured shows when it first runs: a `CudaGraphEngine` that "auto" took goes on as
+    `TorchEngine` if it cannot, and says so.
 
     Raises:
         ValueError: the device cannot be had, the settings ask for what the policy cannot give, or the engine that is
             asked for cannot run it.
     """
-    from pyppo.engines.native_engine import NativeEngine, why_not
+    from pyppo.engines.cuda_graph_engine import CudaGraphEngine
+    from pyppo.engines.native_engine import NativeEngine
     from pyppo.engines.sequence_engine import SequenceEngine
     from pyppo.engines.torch_engine import TorchEngine
 
     device = resolve_device(config.device, policy)
-    unfit = why_not(policy, device, distribution) if config.engine == "auto" else None
-    engine: Engine
-    if config.engine == "native" or (config.engine == "auto" and unfit is None):
-        engine = NativeEngine(policy, config, device, distribution)
-    else:
-        kind = TorchEngine if getattr(policy, "state_shape", None) is None else SequenceEngine
-        engine = kind(policy, config, device, distribution)
-    if config.engine != "auto":
-        engine.reason = "as asked for"
-    else:
-        engine.reason = "an MLP on the CPU" if unfit is None else f"native cannot: {unfit}"
+    name, reason = _choose(config, policy, device, distribution)
+    recurrent = getattr(policy, "state_shape", None) is not None
+    kinds: dict[str, Callable[..., Engine]] = {
+        "native": NativeEngine,
+        "cuda_graph": CudaGraphEngine,
+        "torch": SequenceEngine if recurrent else TorchEngine,
+    }
+    engine = kinds[name](policy, config, device, distribution)
+    engine.reason = reason
     _log.info(describe(engine))
     return engine
+
+
+def _choose(config: Config, policy: nn.Module, device: torch.device, distribution: Distribution) -> tuple[str, str]:
+    """The engine's name, and why it is that one."""
+    from pyppo.engines import cuda_graph_engine, native_engine
+
+    if config.engine == "cuda_graph" and device.type != "cuda":
+        raise ValueError(
+            f"engine is 'cuda_graph'; it must be 'auto', 'native' or 'torch', since the device is {device}, not a GPU"
+        )
+    if config.engine != "auto":
+        return config.engine, "as asked for"
+    if device.type == "cuda":
+        unfit = cuda_graph_engine.why_not(policy, device)
+        return ("cuda_graph", "a policy with heads()") if unfit is None else ("torch", f"cuda_graph cannot: {unfit}")
+    unfit = native_engine.why_not(policy, device, distribution, config.precision)
+    return ("native", "an MLP on the CPU") if unfit is None else ("torch", f"native cannot: {unfit}")
 
 
 def describe(engine: Engine) -> str:

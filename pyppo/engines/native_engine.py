@@ -26,10 +26,12 @@ _COLUMNS = ("actions", "logp", "values", "advantages", "returns", "steps")  # of
 _ACTION_DTYPES = ("int8", "int16", "int32", "int64", "uint8", "float32", "float64")
 
 
-def why_not(policy: nn.Module, device: torch.device, distribution: Distribution) -> str | None:
+def why_not(policy: nn.Module, device: torch.device, distribution: Distribution, precision: str = "fp32") -> str | None:
     """Why `NativeEngine` cannot run a policy there, in one sentence; None: it can."""
     if device.type != "cpu":
         return f"the device is {device}, not the CPU"
+    if precision != "fp32":
+        return f"precision is {precision!r}, and it computes in the parameters' own"
     if distribution.dtype not in _ACTION_DTYPES:
         return f"the environment's actions are {distribution.dtype}, not one of {', '.join(_ACTION_DTYPES)}"
     try:
@@ -62,7 +64,7 @@ class NativeEngine:
     state_shape: tuple[int, ...] | None = None
 
     def __init__(self, policy: nn.Module, config: Config, device: torch.device, distribution: Distribution) -> None:
-        if (reason := why_not(policy, device, distribution)) is not None:
+        if (reason := why_not(policy, device, distribution, config.precision)) is not None:
             raise ValueError(f"engine is 'native'; it must be 'auto' or 'torch', since {reason}")
         self.policy: Any = policy
         self.config, self.device, self.distribution, self.reason = config, device, distribution, ""

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyppo import ops
 from pyppo.actions import Distribution
 from pyppo.config import Config
 from pyppo.engines import as_tensors, valid_indices
@@ -26,6 +25,8 @@ class Sequences:
         whole: their rows [T, B, ...], with the state that flows in, where episodes start, and which rows are valid.
         old: the parameters of the distribution that acted [T, B, ...], by name; empty unless the objective wants them.
     """
+
+    weights: Tensor | None = None  # what is not valid is left out
 
     def __init__(self, whole: Minibatch, old: Mapping[str, Tensor]) -> None:
         self.whole, self._old = whole, old
@@ -103,28 +104,17 @@ class SequenceEngine(TorchEngine):
             state = self._state(rollout.states[t, rows], rollout.starts[t, rows])
             if not self.fused:
                 return self._act_by_state(rollout, t, rows, obs, state)
-            params, value, state = self.policy.heads(self._one_step(obs), state)
+            params, value, rollout.states[t + 1, rows] = self._call(self.policy.heads, self._one_step(obs), state)
             params = {key: x.squeeze(0) if x.dim() > 2 else x for key, x in params.items()}
-            sample = ops.sample(
-                **self.distribution.kernel_arguments(params),
-                seed=self._noise_seed,
-                step=rollout.steps[rows],
-                row_offset=rows.start,
-            )
-            rollout.actions[t, rows] = sample.actions.view_as(rollout.actions[t, rows])
-            rollout.logp[t, rows] = sample.logp
-            rollout.values[t, rows] = value.squeeze(0)
-            rollout.states[t + 1, rows] = state
-            for key, kept in (rollout.dist_params or {}).items():
-                kept[t, rows] = params[key]
-            return self.distribution.to_env(sample.actions.cpu().numpy())
+            return self._store(rollout, t, rows, params, value.squeeze(0))
 
     def _act_by_state(self, rollout: Rollout, t: int, rows: slice, obs: dict[str, Tensor], state: Tensor) -> np.ndarray:
         assert rollout.states is not None
         actions, after = self.policy.act(self._arrays(obs), state=state)
         actions = np.asarray(actions)
         rollout.actions[t, rows] = torch.as_tensor(actions).to(rollout.actions)
-        logp, _, value = self.policy.evaluate(self._one_step(obs), rollout.actions[t, rows].unsqueeze(0), state)
+        given = self._one_step(obs), rollout.actions[t, rows].unsqueeze(0), state
+        logp, _, value = self._call(self.policy.evaluate, *given)
         rollout.logp[t, rows], rollout.values[t, rows] = logp.squeeze(0), value.squeeze(0)
         rollout.states[t + 1, rows] = after
         return self.distribution.clip(actions)
@@ -138,9 +128,10 @@ class SequenceEngine(TorchEngine):
             state = torch.zeros(count, *(self.state_shape or ()), device=self.device)
         state = state.to(self.device, self.flat.data.dtype)
         if self.fused:
-            return self.policy.heads(self._one_step(tensors), state)[1].squeeze(0)
+            return self._call(self.policy.heads, self._one_step(tensors), state)[1].squeeze(0)
         actions = torch.as_tensor(np.asarray(self.policy.act(self._arrays(tensors), state=state)[0]))
-        return self.policy.evaluate(self._one_step(tensors), actions.to(self.device).unsqueeze(0), state)[2].squeeze(0)
+        given = self._one_step(tensors), actions.to(self.device).unsqueeze(0), state
+        return self._call(self.policy.evaluate, *given)[2].squeeze(0)
 
     def bootstrap(self, rollout: Rollout) -> None:
         """Write the value of the observation after the last step to `rollout.values[T]`."""
@@ -177,12 +168,13 @@ class SequenceEngine(TorchEngine):
 
     def _heads(self, minibatch: Sequences) -> tuple[dict[str, Tensor], Tensor]:
         whole = minibatch.whole
-        params, value, _ = self.policy.heads(whole.obs, whole.state, whole.starts)
+        params, value, _ = self._call(self.policy.heads, whole.obs, whole.state, whole.starts)
         return {key: minibatch.valid(x) if x.dim() > 2 else x for key, x in params.items()}, minibatch.valid(value)
 
     def _evaluate(self, minibatch: Sequences) -> tuple[Tensor, Tensor, Tensor]:
         whole = minibatch.whole
-        logp, entropy, value = self.policy.evaluate(whole.obs, whole.actions, whole.state, whole.starts)
+        given = whole.obs, whole.actions, whole.state, whole.starts
+        logp, entropy, value = self._call(self.policy.evaluate, *given)
         return minibatch.valid(logp), minibatch.valid(entropy), minibatch.valid(value)
 
     def _shown(self, minibatch: Sequences) -> Minibatch:

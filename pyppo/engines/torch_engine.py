@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from pyppo.engines.objective import APPROX_KL, STATS, dist_shapes, kl_limit, los
 from pyppo.engines.optimizer import OptimizerState
 from pyppo.features import Prepared
 from pyppo.policy import Minibatch
+from pyppo.results import Sample
 from pyppo.rollout import Rollout
 
 KL_CHUNK = 16384  # rows of one forward pass where the exact KL of the whole batch is wanted
@@ -30,16 +31,19 @@ class Batch(NamedTuple):
     data: Minibatch
     old: dict[str, Tensor]
     """The parameters of the distribution that acted, by name; empty unless the objective wants them."""
+    weights: Tensor | None = None
+    """[B], which rows count; None: all."""
 
     def select(self, index: Tensor) -> Batch:
         """The rows of `index`, in its order: one gather for each tensor."""
-        return self._map(lambda x: x.index_select(0, index))
+        return self.map(lambda x: x.index_select(0, index))
 
     def slice(self, start: int, stop: int) -> Batch:
         """Rows start to stop, as views."""
-        return self._map(lambda x: x[start:stop])
+        return self.map(lambda x: x[start:stop])
 
-    def _map(self, rows: Callable[[Tensor], Tensor]) -> Batch:
+    def map(self, rows: Callable[[Tensor], Tensor]) -> Batch:
+        """Every tensor changed, but for the weights, which are left out."""
         return Batch(map_minibatch(self.data, rows), {key: rows(x) for key, x in self.old.items()})
 
 
@@ -56,8 +60,20 @@ def map_minibatch(data: Minibatch, change: Callable[[Tensor], Tensor]) -> Miniba
     return Minibatch(map_obs(data.obs, change), *(change(x) for x in data[1:6]))
 
 
+def widened(x: Any, dtype: torch.dtype) -> Any:
+    """What a policy gave, a tensor or tuples and dicts of them, its floating tensors in `dtype`."""
+    if isinstance(x, Tensor):
+        return x.to(dtype) if x.is_floating_point() else x
+    if isinstance(x, Mapping):
+        return {key: widened(entry, dtype) for key, entry in x.items()}
+    return tuple(widened(entry, dtype) for entry in x)
+
+
 class TorchEngine:
     """Runs the policy with torch's autograd; loss, sampling and optimiser are `pyppo.ops`. The definition of right.
+
+    With `precision="bf16"` the policy's forward pass (and so its backward pass) is under torch's autocast; what it
+    gives is widened to float32, and so are loss, optimiser and parameters. On a GPU, convolutions are channels-last.
 
     Args:
         policy: a module with `pyppo.policy.Policy`'s methods; it is moved to `device`.
@@ -66,13 +82,18 @@ class TorchEngine:
         distribution: the action space's family.
 
     Raises:
-        ValueError: a KL objective or schedule, or `action_bounds="rescale"`, is asked of a policy without `heads`.
+        ValueError: a KL objective or schedule, or `action_bounds="rescale"`, is asked of a policy without `heads`; or
+            `precision="bf16"` of one whose parameters are not float32.
     """
 
     name = "torch"
 
     def __init__(self, policy: nn.Module, config: Config, device: torch.device, distribution: Distribution) -> None:
         self.policy: Any = policy.to(device)
+        if device.type == "cuda":
+            for module in policy.modules():
+                if isinstance(module, nn.Conv2d):
+                    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.config, self.device, self.distribution, self.reason = config, device, distribution, ""
         self.fused = hasattr(policy, "heads")
         if not self.fused and distribution.action_bounds == "rescale":
@@ -84,6 +105,11 @@ class TorchEngine:
         self.state_shape: tuple[int, ...] | None = None
         self.optimizer = OptimizerState(policy, device)
         self.flat, self.step = self.optimizer.flat, self.optimizer.step
+        self._bf16 = config.precision == "bf16"
+        if self._bf16 and self.flat.data.dtype != torch.float32:
+            raise ValueError(
+                f"precision is 'bf16'; it must be 'fp32', since the policy's parameters are {self.flat.data.dtype}"
+            )
         self._noise_seed = stream_seed(config.seed, "act")
         self._order_seed = stream_seed(config.seed, "minibatches")
 
@@ -95,25 +121,41 @@ class TorchEngine:
         if not self.fused:
             return self._act_by_policy(rollout, t, rows, obs)
         with torch.inference_mode():
-            params, value = self.policy.heads(self._prepare(obs))
-            sample = ops.sample(
-                **self.distribution.kernel_arguments(params),
-                seed=self._noise_seed,
-                step=rollout.steps[rows],
-                row_offset=rows.start,
-            )
-            rollout.actions[t, rows] = sample.actions.view_as(rollout.actions[t, rows])
-            rollout.logp[t, rows] = sample.logp
-            rollout.values[t, rows] = value
-            for key, kept in (rollout.dist_params or {}).items():
-                kept[t, rows] = params[key]
-            return self.distribution.to_env(sample.actions.cpu().numpy())
+            params, value = self._call(self.policy.heads, self._prepare(obs))
+            return self._store(rollout, t, rows, params, value)
+
+    def _draw(self, rollout: Rollout, rows: slice, params: dict[str, Tensor]) -> Sample:
+        """Actions for the rows' distributions, with the noise that is due."""
+        return ops.sample(
+            **self.distribution.kernel_arguments(params),
+            seed=self._noise_seed,
+            step=rollout.steps[rows],
+            row_offset=rows.start,
+        )
+
+    def _store(self, rollout: Rollout, t: int, rows: slice, params: dict[str, Tensor], value: Tensor) -> np.ndarray:
+        """Draw from what the heads gave, and write it to row `t`; the environment's actions [n, *shape]."""
+        sample = self._draw(rollout, rows, params)
+        rollout.actions[t, rows] = sample.actions.view_as(rollout.actions[t, rows])
+        rollout.logp[t, rows], rollout.values[t, rows] = sample.logp, value
+        for key, kept in (rollout.dist_params or {}).items():
+            kept[t, rows] = params[key]
+        return self.distribution.to_env(sample.actions.cpu().numpy())
+
+    def _call(self, method: Callable[..., Any], *given: Any) -> Any:
+        """What a method of the policy gives, computed in the precision that the settings name."""
+        if not self._bf16:
+            return method(*given)
+        # Without a cache: what is cached within a captured graph would lie in the graph's memory.
+        with torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False):
+            result = method(*given)
+        return widened(result, self.flat.data.dtype)
 
     @torch.no_grad()
     def _act_by_policy(self, rollout: Rollout, t: int, rows: slice, obs: dict[str, Tensor]) -> np.ndarray:
         actions = self._policy_actions(obs)
         rollout.actions[t, rows] = torch.as_tensor(actions).to(rollout.actions)
-        logp, _, value = self.policy.evaluate(self._prepare(obs), rollout.actions[t, rows])
+        logp, _, value = self._call(self.policy.evaluate, self._prepare(obs), rollout.actions[t, rows])
         rollout.logp[t, rows], rollout.values[t, rows] = logp, value
         return self.distribution.clip(actions)
 
@@ -131,11 +173,11 @@ class TorchEngine:
         tensors = as_tensors(obs, self.device)
         prepared = self._prepare(tensors)
         if hasattr(self.policy, "value"):
-            return self.policy.value(prepared)
+            return cast("Tensor", self._call(self.policy.value, prepared))
         if self.fused:
-            return self.policy.heads(prepared)[1]
+            return cast("Tensor", self._call(self.policy.heads, prepared)[1])
         actions = torch.as_tensor(self._policy_actions(tensors), device=self.device)
-        return self.policy.evaluate(prepared, actions)[2]
+        return cast("Tensor", self._call(self.policy.evaluate, prepared, actions)[2])
 
     def bootstrap(self, rollout: Rollout) -> None:
         """Write the value of the observation after the last step to `rollout.values[T]`."""
@@ -159,7 +201,7 @@ class TorchEngine:
             stats = self._backward(minibatch, schedule)
             if stopped is not None and limit is not None:
                 stopped |= stats[APPROX_KL] > limit
-            log.add(stats, self._step(schedule, stopped), stopped)
+            log.add(stats, self._step(schedule.learning_rate, stopped), stopped)
         metrics = log.read()
         if self.device.type == "cuda":
             ops.check_errors(self.device)  # what the kernels found there, now that the metrics have been waited for
@@ -205,8 +247,10 @@ class TorchEngine:
         else:
             loss, stats = self._surrogate_loss(minibatch, schedule)
             tensors, grads = [loss], [None]
-        if auxiliary_loss is not None and (auxiliary := auxiliary_loss(self._shown(minibatch))).requires_grad:
-            tensors, grads = [*tensors, auxiliary], [*grads, None]
+        if auxiliary_loss is not None:
+            auxiliary = self._call(auxiliary_loss, self._shown(minibatch))
+            if auxiliary.requires_grad:
+                tensors, grads = [*tensors, auxiliary], [*grads, None]
         torch.autograd.backward(tensors, grads)
         return stats
 
@@ -217,10 +261,12 @@ class TorchEngine:
         return rows
 
     def _heads(self, minibatch: Any) -> tuple[dict[str, Tensor], Tensor]:
-        return self.policy.heads(minibatch.data.obs)
+        params, value = self._call(self.policy.heads, minibatch.data.obs)
+        return params, value
 
     def _evaluate(self, minibatch: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return self.policy.evaluate(minibatch.data.obs, minibatch.data.actions)
+        logp, entropy, value = self._call(self.policy.evaluate, minibatch.data.obs, minibatch.data.actions)
+        return logp, entropy, value
 
     def _shown(self, minibatch: Any) -> Minibatch:
         """What `auxiliary_loss` sees."""
@@ -244,6 +290,7 @@ class TorchEngine:
             **self._loss_arguments(data, schedule),
             actions=actions,
             values=value.detach(),
+            weights=minibatch.weights,
         )
         pairs = [(x, getattr(grads, key)) for key, x in params.items() if x.requires_grad]
         if value.requires_grad:
@@ -267,7 +314,7 @@ class TorchEngine:
             **loss_settings(self.config, schedule),
         }
 
-    def _step(self, schedule: Schedule, skip: Tensor | None) -> Tensor:
+    def _step(self, learning_rate: float | Tensor, skip: Tensor | None) -> Tensor:
         """Clip and apply the gradient in one call; the norm that it had."""
         norm = ops.adam(
             self.flat.data,
@@ -275,7 +322,7 @@ class TorchEngine:
             self.optimizer.exp_avg,
             self.optimizer.exp_avg_sq,
             self.step,
-            learning_rate=schedule.learning_rate,
+            learning_rate=learning_rate,
             eps=self.config.adam_eps,
             max_grad_norm=self.config.max_grad_norm,
             skip=skip,

@@ -63,8 +63,13 @@ class Memory(nn.Module):
             starts: bool [T, B]; the state before these rows is zero. None: before none.
 
         Returns:
-            [T, B, size] and [B, *state_shape].
+            [T, B, size] and [B, *state_shape]. In the parameters' dtype under autocast too, since a state that is
+            rounded at every step drifts.
         """
+        if torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                dtype = next(self.cells.parameters()).dtype
+                return self.forward(x.to(dtype), state.to(dtype), starts)
         if starts is not None:
             state = zero_where(starts[0], state)
             if len(x) > 1:

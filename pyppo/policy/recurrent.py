@@ -72,7 +72,8 @@ class RecurrentPolicy(ActorCriticPolicy):
         first = obs if isinstance(obs, Tensor) else next(iter(obs.values()))
         length, num_envs = first.shape[:2]
         hidden, mask = self._hidden(_rows(obs))
-        out, state = self.memory(hidden.unflatten(0, (length, num_envs)), state.to(hidden.dtype), starts)
+        state = state.to(next(self.memory.parameters()).dtype)
+        out, state = self.memory(hidden.unflatten(0, (length, num_envs)), state, starts)
         mask = None if mask is None else mask.unflatten(0, (length, num_envs))
         return self._params(self.actor(out), mask), self.critic(out).squeeze(-1), state
 
