@@ -9,6 +9,7 @@ import json
 import math
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -163,6 +164,8 @@ def _train(arguments: list[str]) -> int:
     env_id, flags = (arguments[0], arguments[1:]) if named else ("CartPole-v1", arguments)
     with _plainly():
         config, options = _parse_settings(Config.for_env(env_id), flags)
+        if not any(re.match(r"--num[-_]minibatches(=|$)", flag) for flag in flags):
+            config = config.fit_minibatches()
     if config.env_id != env_id:
         raise _RefusedError(
             f"--env-id is {config.env_id!r}; the environment must be the first argument, {env_id!r} here"

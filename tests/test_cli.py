@@ -170,6 +170,18 @@ def test_a_module_of_ones_own_is_for_python(command, run, tmp_path, capsys):
     assert "mine.Policy, a module of your own" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flags", "minibatches"),
+    [(["--recurrent", "gru"], 2), (["--recurrent", "gru", "--num-minibatches", "4"], 4), ([], 4)],
+)
+def test_minibatches_fit_a_memory_unless_they_are_given(flags, minibatches, monkeypatch):
+    made = []
+    monkeypatch.setattr(cli, "_make_trainer", lambda config, quiet: made.append(config))
+    monkeypatch.setattr(cli, "_run", lambda trainer, options: 0)
+    assert cli.main(["train", "CartPole-v1", *flags]) == 0
+    assert made[0].num_minibatches == minibatches
+
+
 def test_values_of_environment_options():
     pairs = [cli._name_and_value(text) for text in ("a=1", "b=true", "c=word", "d=x=y", 'e="3"')]
     assert dict(pairs) == {"a": 1, "b": True, "c": "word", "d": "x=y", "e": "3"}

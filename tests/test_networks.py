@@ -109,6 +109,38 @@ def test_small_cnn_takes_channels_first_or_last_of_any_dtype(shape, dtype):
     assert network.layers[0].in_channels == {3: min(shape), 2: 1}[len(shape)]
 
 
+@pytest.mark.parametrize("shape", [(7, 7, 3), (3, 7, 7)])
+@pytest.mark.parametrize("network", ["small_cnn", "mlp"])
+def test_symbols_are_one_hot_planes_of_their_channel(shape, network):
+    policy = policy_for({"obs": spaces.Box(0, 255, shape, np.uint8)}, network=network, image_symbols=11)
+    x = torch.randint(0, 11, (4, *shape), dtype=torch.uint8)
+    hot = nn.functional.one_hot(x.long(), 11).float()
+    if network == "mlp":
+        torch.testing.assert_close(policy.prepare({"obs": x}), hot.flatten(1))
+    else:
+        planes = hot.permute(0, 3, 4, 1, 2) if shape[2] == 3 else hot.permute(0, 1, 4, 2, 3)
+        layers = policy.encoder.networks[0].layers
+        assert layers[0].in_channels == 33
+        torch.testing.assert_close(
+            policy.value({"obs": x}), policy.critic(layers(planes.reshape(4, 33, 7, 7))).squeeze(1)
+        )
+    x[2, 1, 1, 1] = 11
+    with pytest.raises(ValueError, match=r"symbols from 0 to 11; image_symbols is 11, so they must be from 0 to 10"):
+        policy.value({"obs": x})
+
+
+def test_symbols_are_of_images_of_integers_alone():
+    entries = {"a": MINIGRID, "b": spaces.Box(0, 1, (7, 7, 2), np.float32), "c": spaces.Box(0, 255, (4,), np.uint8)}
+    policy = policy_for(entries, image_symbols=11)
+    assert [net.layers[0].in_channels for net in policy.encoder.networks] == [33, 2]
+    again = policy_from_recipe(json.loads(json.dumps({"class": type(policy).__name__, **policy.to_dict()})))
+    again.load_state_dict(policy.state_dict())
+    obs = {**random_obs(policy.obs_space, 3), "a": torch.randint(0, 11, (3, 7, 7, 3), dtype=torch.uint8)}
+    assert torch.equal(again.value(obs), policy.value(obs))
+    with pytest.raises(ValueError, match=r"image_symbols is 11; it must be None, since there is no image of integers"):
+        policy_for({"obs": VECTOR}, image_symbols=11)
+
+
 def test_images_are_prepared_as_they_are_and_the_rest_as_features():
     entries = {"action_mask": MASK, "image": MINIGRID, "speed": VECTOR, "way": spaces.Discrete(4)}
     policy = policy_for(entries, norm_obs=True, hidden_sizes=(16,))
