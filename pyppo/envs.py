@@ -271,7 +271,7 @@ class EnvGroup:
         except (ValueError, TypeError, KeyError) as error:
             if (found := blame(self.env.unwrapped)) is not None:
                 raise ValueError(f"{found} (step {self._steps + 1})") from error
-            if "broadcast" in str(error):  # what NumPy says of an info that another shape was seen of before
+            if any(said in str(error) for said in _NUMPY_SAYS):
                 raise ValueError(
                     f"{type(self.env).__name__} failed at step {self._steps + 1}: {error}. What an environment gives, "
                     "its infos and the action mask in them included, must keep its shape"
@@ -398,6 +398,10 @@ _ENVS = (
     "a gymnasium.vector.VectorEnv, an EnvGroup of one, a sequence of them, or a list of gymnasium.make names or of "
     "functions that make one environment each"
 )
+
+
+# When it is asked to put arrays together of which one has another shape or dtype, as observations or infos had before.
+_NUMPY_SAYS = ("broadcast", "Output array", "Cannot cast array")
 
 
 def _finite_ends(arrays: dict[str, np.ndarray], terminated: np.ndarray) -> dict[str, np.ndarray]:

@@ -206,10 +206,10 @@ def masks_in(
     # Rows that Gymnasium did not batch: lists, or one mask a component.
     some = next(row for row in masks if row is not None)
     rows = [np.concatenate([np.ravel(x) for x in (some if row is None else row)]) for row in masks]
-    for i, row in enumerate(rows):
-        if row.shape != rows[0].shape:
+    for i, numbers in enumerate(rows):
+        if numbers.shape != rows[0].shape:
             raise ValueError(
-                f"environment {first_env + i} gave {name!r} with {row.size} numbers at step {step}; it must have "
+                f"environment {first_env + i} gave {name!r} with {numbers.size} numbers at step {step}; it must have "
                 f"{rows[0].size}, as environment {first_env} has"
             )
     return np.stack(rows)

@@ -42,7 +42,7 @@ def _left_alone(policy: nn.Module, device: torch.device) -> Iterator[None]:
     before = {name: x.clone() for name, x in policy.named_buffers()}
     modes = {module: module.training for module in policy.modules()}
     reseed: Any = getattr(policy, "reseed", None)
-    noise = None if reseed is None else reseed(0)
+    noise = () if reseed is None else reseed(0)
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             yield
