@@ -328,6 +328,10 @@ def thread_ids() -> frozenset[int]:
         return frozenset()
 
 
+# Doom's games against other players, which nobody joins: EnvPool 1.2 reads past them, and the process is gone.
+_CRASHING = ("Cig-v1", "MultiDuel-v1")
+
+
 def _configured(env_id: str, options: Mapping[str, Any] | None, make: Callable[[], Made]) -> Made:
     """What `make` makes of an environment, after checks of its name and its options."""
     known = list_envs()
@@ -335,6 +339,10 @@ def _configured(env_id: str, options: Mapping[str, Any] | None, make: Callable[[
         close = difflib.get_close_matches(str(env_id), known, n=3)
         hint = f" (near: {', '.join(close)})" if close else ""
         raise ValueError(f"env_id is {env_id!r}; it must be one of EnvPool's {len(known)} environments{hint}")
+    if env_id in _CRASHING:
+        raise ValueError(
+            f"{env_id} cannot be trained: it is a game of several players, and EnvPool crashes at its start"
+        )
     for name in options or {}:
         if name in _RESERVED_OPTIONS:
             raise ValueError(f"options has {name!r}; it must be left to make_envs and the configuration")

@@ -171,6 +171,23 @@ def test_a_module_of_ones_own_is_for_python(command, run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--image-symbols", "5"], "image_symbols is 5; it must be None"),
+        (["--network", "combined"], "network is 'combined'; it must be 'mlp' or 'auto'"),
+        (["--recurrent", "gru", "--num-minibatches", "8"], "num_minibatches is 8; it must be at most num_envs = 4"),
+        (["--recurrent", "gru", "--engine", "native"], "native"),
+    ],
+)
+def test_settings_that_do_not_fit_the_environment_are_one_line(flags, message, capsys):
+    assert cli.main(["train", "CartPole-v1", *flags]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("pyppo: ")
+    assert message in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     ("flags", "minibatches"),
     [(["--recurrent", "gru"], 2), (["--recurrent", "gru", "--num-minibatches", "4"], 4), ([], 4)],
 )

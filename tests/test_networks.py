@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from engine_cases import N, T, schedule, settings
+from engine_cases import T, act_in, filled, schedule, settings
 from gymnasium import spaces
 from torch import nn
 
@@ -194,10 +194,7 @@ def test_every_ratio_is_one_at_first(entries):
     for key, x in random_obs(policy.obs_space, 4, 2).items():
         rollout.obs[key].copy_(x)
     assert all(x.dtype == torch.uint8 for x in rollout.obs.values() if x.dim() > 4 and x.dtype != torch.float32)
-    for t in range(3):
-        engine.act(rollout, t, slice(0, 2))
-        rollout.steps += 1
-    engine.bootstrap(rollout)
+    act_in(engine, rollout)
     rollout.advantages.normal_()
     rollout.returns.normal_()
     rollout.valid[:] = True
@@ -254,16 +251,7 @@ def test_a_state_dependent_deviation_is_trained_and_has_its_exact_kl(objective):
     with torch.no_grad():
         policy.actor[-1].weight.normal_(generator=torch.Generator().manual_seed(1))
     engine = make_engine(config, policy, policy.distribution)
-    torch.manual_seed(0)
-    rollout = Rollout(T, N, policy.obs_space, BOX, store_dist=engine.dist_shapes)
-    rollout.obs["obs"].normal_()
-    for t in range(T):
-        engine.act(rollout, t, slice(0, N))
-        rollout.steps += 1
-    engine.bootstrap(rollout)
-    rollout.advantages.normal_()
-    rollout.returns.normal_()
-    rollout.valid[:] = True
+    rollout = filled(engine, BOX, obs_space=policy.obs_space)
     obs = {"obs": rollout.obs["obs"][:T].flatten(0, 1)}
     old = torch.distributions.Normal(*[x.detach() for x in spread(policy.heads(obs)[0])])
     metrics = engine.update(rollout, schedule(config), 0)
