@@ -58,7 +58,8 @@ def _describe(name: str, actions: str) -> tuple[str, str, str]:
     try:
         obs_space, action_space = env_spaces(name)
     except (ValueError, TypeError, ImportError, OSError) as error:
-        return "", "", str(error).removeprefix(f"{name} cannot be trained: ")
+        why = str(error).removeprefix(f"{name} cannot be trained: ")
+        return "", "", why.removeprefix(f"EnvPool cannot make {name} here: ")
     masked = ", masked" if MASK in obs_space.spaces else ""
     entries = {key: space for key, space in obs_space.items() if key != MASK}
     parts = [_short(space) if list(entries) == ["obs"] else f"{key} {_short(space)}" for key, space in entries.items()]

@@ -35,7 +35,8 @@ _STATE = ("step", "iteration", "rebuild", "time", "kl_coef", "learning_rate", "e
 # What a run's tensors were shaped and trained by: a resumed run cannot have it otherwise.
 _FIXED = (
     "env_id", "num_envs", "norm_obs", "clip_obs", "network", "hidden_sizes", "shared_trunk", "activation",
-    "log_std_init", "state_dependent_std", "image_scale", "recurrent", "recurrent_size", "action_bounds",
+    "log_std_init", "state_dependent_std", "image_scale", "image_symbols", "recurrent", "recurrent_size",
+    "action_bounds",
 )  # fmt: skip
 _HASHED = {"model.safetensors": "sha256", "optimizer.safetensors": "optimizer_sha256"}
 

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -62,15 +63,17 @@ def _make_trainer(config: Config, quiet: bool, resume_from: Checkpoint | None = 
     from torch import nn
 
     from pyppo.actions import Distribution
-    from pyppo.engines import resolve_device
+    from pyppo.engines import make_engine, resolve_device
     from pyppo.envpool_envs import make_envs
     from pyppo.envs import EnvGroup
+    from pyppo.parts import make_policy
     from pyppo.trainer import Trainer
 
     with _plainly():
         resolve_device(config.device, nn.Identity())
         group = EnvGroup(make_envs(config.env_id, 1, config.seed, num_threads=1, options=config.env_options))
-        Distribution.from_space(group.action_space)
+        distribution = Distribution.from_space(group.action_space, config.action_bounds)
+        make_engine(config, make_policy(config, group.obs_space, distribution), distribution)
         group.close()
     with _plainly((OSError,)):  # a run folder that cannot be written
         return Trainer(config, quiet=quiet, resume_from=resume_from)
@@ -163,6 +166,8 @@ def _train(arguments: list[str]) -> int:
     env_id, flags = (arguments[0], arguments[1:]) if named else ("CartPole-v1", arguments)
     with _plainly():
         config, options = _parse_settings(Config.for_env(env_id), flags)
+        if not any(re.match(r"--num[-_]minibatches(=|$)", flag) for flag in flags):
+            config = config.fit_minibatches()
     if config.env_id != env_id:
         raise _RefusedError(
             f"--env-id is {config.env_id!r}; the environment must be the first argument, {env_id!r} here"

@@ -133,9 +133,12 @@ class Config:
     """Let the actor put out the standard deviation too, for each state; else one parameter serves all states."""
     image_scale: float = 255.0
     """uint8 images are divided by this; 10 suits grids of small symbols (MiniGrid)."""
+    image_symbols: int | None = None
+    """Images of integers are grids of symbols 0 to this less 1: each channel becomes so many one-hot planes (11 for
+    MiniGrid). None: they are numbers, and `image_scale` holds."""
     recurrent: Literal["none", "gru", "lstm"] = "none"
     """Give the policy a memory: a recurrent layer after the hidden ones. Minibatches are then whole sequences of
-    `num_steps`, so `num_minibatches` is at most `num_envs`."""
+    `num_steps`, so `num_minibatches` is at most `num_envs`; where it is not given, at most half of that."""
     recurrent_size: int = 128
     """Width of the recurrent layer."""
     action_bounds: Literal["clip", "rescale"] = "clip"
@@ -169,12 +172,25 @@ class Config:
     def for_env(cls, env_id: str, **overrides: Any) -> Config:
         """The preset for `env_id` (see `preset_for`) with `overrides` in place of its values.
 
+        With a memory, a `num_minibatches` that is not among them is brought to what fits (`fit_minibatches`).
+
         Raises:
             ValueError: an override names no field, or a value breaks its rule.
             TypeError: a value is of the wrong kind.
         """
         _check_names(overrides)
-        return cls(**{**preset_for(env_id), "env_id": env_id, **overrides})
+        config = cls(**{**preset_for(env_id), "env_id": env_id, **overrides})
+        return config if "num_minibatches" in overrides else config.fit_minibatches()
+
+    def fit_minibatches(self) -> Config:
+        """With a memory, `num_minibatches` of whole sequences: at most half of `num_envs`, so that each has two.
+
+        It is lowered to the next number that divides `num_envs`, and never raised. Without a memory nothing changes.
+        """
+        most = max(1, self.num_envs // 2)
+        if self.recurrent == "none" or self.num_minibatches <= most:
+            return self
+        return self.replace(num_minibatches=next(n for n in range(most, 0, -1) if self.num_envs % n == 0))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
@@ -331,6 +347,7 @@ _RULES: dict[str, _Rule] = {
     "log_std_init": _Rule(_float, "a finite number"),
     "state_dependent_std": _FLAG,
     "image_scale": _POSITIVE,
+    "image_symbols": _at_least(2)._replace(text="an integer of at least 2, or None", optional=True),
     "recurrent": _choice("none", "gru", "lstm"),
     "recurrent_size": _at_least(1),
     "action_bounds": _choice("clip", "rescale"),

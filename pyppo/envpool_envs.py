@@ -237,9 +237,23 @@ def env_spaces(env_id: str, options: Mapping[str, Any] | None = None) -> tuple[s
         spec = make_spec(env_id, **(options or {}))
         if (why := _why_not(spec.config.max_num_players)) is not None:
             raise ValueError(f"{env_id} cannot be trained: {why}")
+        if (file := _missing_file(spec.config)) is not None:
+            raise OSError(f"EnvPool cannot make {env_id} here: its installation lacks {file}")
         return policy_spaces(_observation_space(spec), spec.gymnasium_action_space)[:2]
 
     return _configured(env_id, options, make)
+
+
+_SUDOKU = {"mixed": "10000_mixed_puzzles.npy", "very-easy": "1000_very_easy_puzzles.npy"}
+
+
+def _missing_file(config: Any) -> str | None:
+    """A file that these environments read when they are made and that is not there: EnvPool's wheels lack some."""
+    files = {name: getattr(config, name) for name in ("cfg_path", "wad_path", "vzd_path") if hasattr(config, name)}
+    if getattr(config, "sudoku_database", None) in _SUDOKU:  # read even where a board is given
+        folder = os.path.join(config.base_path, "jumanji", "assets", "sudoku")  # noqa: PTH118
+        files["sudoku_database"] = os.path.join(folder, _SUDOKU[config.sudoku_database])  # noqa: PTH118
+    return next((file for file in files.values() if file and not os.path.exists(file)), None)  # noqa: PTH110
 
 
 _ID_INFOS = ("info:env_id", "info:players.env_id")
@@ -319,6 +333,10 @@ def thread_ids() -> frozenset[int]:
         return frozenset()
 
 
+# Doom's games against other players, which nobody joins: EnvPool 1.2 reads past them, and the process is gone.
+_CRASHING = ("Cig-v1", "MultiDuel-v1")
+
+
 def _configured(env_id: str, options: Mapping[str, Any] | None, make: Callable[[], Made]) -> Made:
     """What `make` makes of an environment, after checks of its name and its options."""
     known = list_envs()
@@ -326,6 +344,10 @@ def _configured(env_id: str, options: Mapping[str, Any] | None, make: Callable[[
         close = difflib.get_close_matches(str(env_id), known, n=3)
         hint = f" (near: {', '.join(close)})" if close else ""
         raise ValueError(f"env_id is {env_id!r}; it must be one of EnvPool's {len(known)} environments{hint}")
+    if env_id in _CRASHING:
+        raise ValueError(
+            f"{env_id} cannot be trained: it is a game of several players, and EnvPool crashes at its start"
+        )
     for name in options or {}:
         if name in _RESERVED_OPTIONS:
             raise ValueError(f"options has {name!r}; it must be left to make_envs and the configuration")

@@ -86,6 +86,13 @@ class EnvGroup:
         self._pending = False
         self._steps = 0
 
+    def place(self, first_env: int, purpose: Purpose) -> None:
+        """Say which environments of all groups these are, and what for: seeds and messages go by it."""
+        self.first_env, self.purpose = first_env, purpose
+        self._observed.first_env = first_env
+        if self._mask is not None:
+            self._mask.first_env = first_env
+
     # --- spaces ------------------------------------------------------------------------------------------------------
 
     @property
@@ -191,6 +198,7 @@ class EnvGroup:
         games = self._game(infos, truncated) if self.reports_games else (None, None)
         final_obs = None
         if self.autoreset_mode == "next_step":
+            arrays = _finite_ends(arrays, np.asarray(terminated, bool))
             observations = self._observations(arrays, infos, done)
         elif not done.any():
             observations = self._observations(arrays, infos, None)
@@ -263,7 +271,7 @@ class EnvGroup:
         except (ValueError, TypeError, KeyError) as error:
             if (found := blame(self.env.unwrapped)) is not None:
                 raise ValueError(f"{found} (step {self._steps + 1})") from error
-            if "broadcast" in str(error):  # what NumPy says of an info that another shape was seen of before
+            if any(said in str(error) for said in _NUMPY_SAYS):
                 raise ValueError(
                     f"{type(self.env).__name__} failed at step {self._steps + 1}: {error}. What an environment gives, "
                     "its infos and the action mask in them included, must keep its shape"
@@ -341,9 +349,13 @@ def as_group(
 ) -> EnvGroup:
     """A new group over the environments of `env`, in the autoreset mode of a ready group or of the metadata.
 
+    An object of a subclass of `EnvGroup` is used as it is, and only told its place (`EnvGroup.place`).
     A list of `gymnasium.make` names or of functions becomes one `SyncVectorEnv` in next-step autoreset, which the group
     owns.
     """
+    if isinstance(env, EnvGroup) and type(env) is not EnvGroup:
+        env.place(first_env, purpose)
+        return env
     if isinstance(env, EnvGroup):
         return EnvGroup(
             env.env,
@@ -386,6 +398,26 @@ _ENVS = (
     "a gymnasium.vector.VectorEnv, an EnvGroup of one, a sequence of them, or a list of gymnasium.make names or of "
     "functions that make one environment each"
 )
+
+
+# When it is asked to put arrays together of which one has another shape or dtype, as observations or infos had before.
+_NUMPY_SAYS = ("broadcast", "Output array", "Cannot cast array")
+
+
+def _finite_ends(arrays: dict[str, np.ndarray], terminated: np.ndarray) -> dict[str, np.ndarray]:
+    """Observations with 0 for what is not finite in the rows where an episode terminated.
+
+    Nothing follows from such a row, and a simulation that broke may well end its episode with NaN; but the policy is
+    still asked for the action that the reset ignores.
+    """
+    if not terminated.any():
+        return arrays
+    changed = {}
+    for name, x in arrays.items():
+        if x.dtype.kind == "f" and not np.isfinite(ends := x[terminated]).all():
+            changed[name] = x.copy()
+            changed[name][terminated] = np.where(np.isfinite(ends), ends, 0)
+    return {**arrays, **changed}
 
 
 def _says(env: VectorEnv, trait: str) -> bool:

@@ -88,6 +88,7 @@ def evaluate(
     if isinstance(policy, (str, Path)):
         policy = load_policy(policy)
     width = num_envs or min(episodes, 16)
+    place = (envs.first_env, envs.purpose) if isinstance(envs, EnvGroup) else None
     if envs is not None:
         group = as_group(envs, purpose="evaluate")
     else:
@@ -99,6 +100,8 @@ def evaluate(
     finally:
         if group.owned:
             group.close()
+        if group is envs and place is not None:  # a group of the user's own class; it may be trained in too
+            group.place(*place)
 
 
 def load_policy(path: str | Path) -> ActorCriticPolicy:

@@ -18,8 +18,8 @@ from torch import Tensor
 from pyppo.masks import MASK
 
 __all__ = [
-    "IMAGE_SCALE", "Prepared", "check_leaves", "features_of", "is_image", "num_features",
-    "space_from_dict", "space_to_dict",
+    "IMAGE_SCALE", "Prepared", "check_leaves", "features_of", "has_symbols", "is_image", "num_features",
+    "one_hot_symbols", "space_from_dict", "space_to_dict",
 ]  # fmt: skip
 
 IMAGE_SCALE = 255.0
@@ -57,8 +57,15 @@ def is_image(space: spaces.Space) -> bool:
     return isinstance(space, spaces.Box) and len(space.shape) == 3
 
 
-def num_features(space: spaces.Space) -> int:
+def has_symbols(space: spaces.Space) -> bool:
+    """Whether a leaf may be an image of symbols: one of integers."""
+    return is_image(space) and np.issubdtype(space.dtype, np.integer)
+
+
+def num_features(space: spaces.Space, symbols: int | None = None) -> int:
     """Width of what `features_of` makes of this leaf."""
+    if symbols is not None and has_symbols(space):
+        return symbols * math.prod(space.shape or ())
     if isinstance(space, spaces.Discrete):
         return int(space.n)
     if isinstance(space, spaces.MultiDiscrete):
@@ -66,15 +73,20 @@ def num_features(space: spaces.Space) -> int:
     return math.prod(space.shape or ())
 
 
-def features_of(space: spaces.Space, x: Tensor, dtype: torch.dtype, scale: float = IMAGE_SCALE) -> Tensor:
+def features_of(
+    space: spaces.Space, x: Tensor, dtype: torch.dtype, scale: float = IMAGE_SCALE, symbols: int | None = None
+) -> Tensor:
     """Features [B, F] of one leaf's observations [B, *shape].
 
-    Discrete and MultiDiscrete: one-hot, each component. MultiBinary: 0 and 1. Box: flattened, uint8 divided by `scale`.
+    Discrete and MultiDiscrete: one-hot, each component. MultiBinary: 0 and 1. Box: flattened, uint8 divided by `scale`,
+    but one-hot where `symbols` says how many there are and the leaf is an image of integers.
 
     Raises:
-        ValueError: a Discrete or MultiDiscrete value is out of range (on the CPU; a GPU would have to be waited for,
-            and such a value has no feature set there).
+        ValueError: a Discrete or MultiDiscrete value or a symbol is out of range (on the CPU; a GPU would have to be
+            waited for, and such a value has no feature set there).
     """
+    if symbols is not None and has_symbols(space):
+        return one_hot_symbols(x, symbols, dtype).flatten(1)
     if isinstance(space, spaces.Discrete):
         return _one_hot(x.reshape(-1, 1), (int(space.n),), (int(space.start),), space).to(dtype)
     if isinstance(space, spaces.MultiDiscrete):
@@ -95,6 +107,20 @@ def _one_hot(x: Tensor, nvec: tuple[int, ...], start: tuple[int, ...], space: sp
         wrong = next(row for row, part in enumerate(hot) if int(part.sum()) != x.shape[1])
         raise ValueError(f"an observation of {space} is {x[wrong].tolist()}; it must lie in that space")
     return hot
+
+
+def one_hot_symbols(x: Tensor, symbols: int, dtype: torch.dtype) -> Tensor:
+    """[*shape, symbols] of integers [*shape] from 0 to `symbols` less 1.
+
+    Raises:
+        ValueError: one is out of range (on the CPU, as in `features_of`).
+    """
+    if x.device.type == "cpu" and x.numel() and (int(x.max()) >= symbols or int(x.min()) < 0):
+        raise ValueError(
+            f"an image has symbols from {int(x.min())} to {int(x.max())}; image_symbols is {symbols}, so they must be "
+            f"from 0 to {symbols - 1}"
+        )
+    return (x.unsqueeze(-1) == torch.arange(symbols, device=x.device)).to(dtype)
 
 
 # --- JSON -----------------------------------------------------------------------------------------------------------

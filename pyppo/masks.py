@@ -47,7 +47,7 @@ class ActionMask:
     """
 
     def __init__(self, shape: tuple[int, ...], action_space: spaces.Space, first_env: int = 0) -> None:
-        self.action_space, self._env_space, self._first = action_space, action_space, first_env
+        self.action_space, self._env_space, self.first_env = action_space, action_space, first_env
         self._starts: np.ndarray | None = None
         self._combinations: tuple[int, ...] = ()
         finite = choices(action_space)
@@ -116,7 +116,7 @@ class ActionMask:
             if odd.any():
                 row = int(np.flatnonzero(odd.any(axis=1))[0])
                 raise ValueError(
-                    f"environment {self._first + row} gave an action mask with {mask[row][odd[row]][0]} at step "
+                    f"environment {self.first_env + row} gave an action mask with {mask[row][odd[row]][0]} at step "
                     f"{step}; it must hold 1 or True where an action is allowed, 0 or False elsewhere"
                 )
             mask = mask.astype(np.bool_)
@@ -130,7 +130,7 @@ class ActionMask:
         if blocked.any():
             row = int(np.flatnonzero(blocked)[0])
             raise ValueError(
-                f"environment {self._first + row} allows no action at step {step}: its action mask has "
+                f"environment {self.first_env + row} allows no action at step {step}: its action mask has "
                 f"{self._nothing(mask[row])}; an unfinished episode's must allow at least one"
             )
         return mask
@@ -206,10 +206,10 @@ def masks_in(
     # Rows that Gymnasium did not batch: lists, or one mask a component.
     some = next(row for row in masks if row is not None)
     rows = [np.concatenate([np.ravel(x) for x in (some if row is None else row)]) for row in masks]
-    for i, row in enumerate(rows):
-        if row.shape != rows[0].shape:
+    for i, numbers in enumerate(rows):
+        if numbers.shape != rows[0].shape:
             raise ValueError(
-                f"environment {first_env + i} gave {name!r} with {row.size} numbers at step {step}; it must have "
+                f"environment {first_env + i} gave {name!r} with {numbers.size} numbers at step {step}; it must have "
                 f"{rows[0].size}, as environment {first_env} has"
             )
     return np.stack(rows)

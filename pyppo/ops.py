@@ -249,12 +249,12 @@ def ppo_loss(
             action out of range, masked, or a row whose actions are all masked.
     """
     if is_compiling():
-        result = library.ppo_loss(
+        compiled = library.ppo_loss(
             distribution, logits, mean, log_std, nvec, action_mask, actions, old_logp, advantages, values, old_values,
             returns, weights, denominator, old_logits, old_mean, old_log_std, objective, clip_coef, clip_coef_high,
             dual_clip, value_clip_coef, kl_coef, ent_coef, vf_coef, norm_adv,
         )  # fmt: skip
-        return result[0], LossMetrics(result[1])
+        return compiled[0], LossMetrics(compiled[1])
     if forward_ad._current_level >= 0:
         refuse_tangents(**locals())
     result = _C.ppo_loss_grad(
@@ -361,11 +361,11 @@ def surrogate_loss(
     The rest is as in ``ppo_loss``.
     """
     if is_compiling():
-        result = library.surrogate_loss(
+        compiled = library.surrogate_loss(
             logp, old_logp, advantages, entropy, values, old_values, returns, kl, weights, denominator, objective,
             clip_coef, clip_coef_high, dual_clip, value_clip_coef, kl_coef, ent_coef, vf_coef, norm_adv,
         )  # fmt: skip
-        return result[0], LossMetrics(result[1])
+        return compiled[0], LossMetrics(compiled[1])
     if forward_ad._current_level >= 0:
         refuse_tangents(**locals())
     result = _C.surrogate_loss_grad(

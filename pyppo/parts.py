@@ -49,6 +49,7 @@ def make_policy(config: Config, obs_space: spaces.Dict, distribution: Distributi
             log_std_init=config.log_std_init,
             state_dependent_std=config.state_dependent_std,
             image_scale=config.image_scale,
+            image_symbols=config.image_symbols,
             norm_obs=config.norm_obs,
             clip_obs=config.clip_obs,
             seed=stream_seed(config.seed, "policy"),

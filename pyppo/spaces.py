@@ -84,7 +84,7 @@ class ObservationCheck:
     """
 
     def __init__(self, entries: Mapping[str, Entry], num_envs: int, first_env: int = 0) -> None:
-        self._first = first_env
+        self.first_env = first_env
         self._spaces = {name: entry.space for name, entry in entries.items()}
         self._shapes = {name: (num_envs, *(space.shape or ())) for name, space in self._spaces.items()}
         self._dtypes: dict[str, np.dtype] = {}
@@ -138,7 +138,7 @@ class ObservationCheck:
         if outside.any():
             row = int(np.flatnonzero(outside.reshape(len(x), -1).any(axis=1))[0])
             raise ValueError(
-                f"environment {self._first + row} gave observation {name!r} as {x[row]}; it must lie in "
+                f"environment {self.first_env + row} gave observation {name!r} as {x[row]}; it must lie in "
                 f"{self._spaces[name]}"
             )
 

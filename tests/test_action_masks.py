@@ -6,14 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from engine_cases import N, T, allowed, masks_for, schedule, settings
+from engine_cases import T, allowed, filled, masks_for, schedule, settings
 from gymnasium import spaces
 
 from pyppo import reference
 from pyppo.actions import Distribution, log_prob_entropy
 from pyppo.engines import make_engine
 from pyppo.policy import MLPPolicy
-from pyppo.rollout import Rollout
 
 SPACES = {
     "discrete": spaces.Discrete(4),
@@ -97,19 +96,7 @@ def test_the_mask_is_no_feature_and_is_handed_on(name):
 
 def masked_rollout(engine, space, *, flip=False):
     """A rollout that `engine` acted in under random masks; `flip` turns the masks of all rows after that."""
-    torch.manual_seed(0)
-    family = engine.distribution
-    rollout = Rollout(T, N, obs_space(family.num_params), space, store_dist=engine.dist_shapes)
-    rollout.obs["obs"].normal_()
-    mask = masks_for(family, (T + 1) * N).view(T + 1, N, -1)
-    rollout.obs["action_mask"] = mask.clone()
-    for t in range(T):
-        engine.act(rollout, t, slice(0, N))
-        rollout.steps += 1
-    engine.bootstrap(rollout)
-    rollout.advantages.normal_()
-    rollout.returns.normal_()
-    rollout.valid[:] = True
+    rollout = filled(engine, space, obs_space=obs_space(engine.distribution.num_params))
     if flip:
         rollout.obs["action_mask"][:] = True
     return rollout

@@ -46,6 +46,27 @@ def test_what_cannot_be_trained_says_why():
                 use(env.name)
 
 
+@pytest.mark.parametrize("name", ["Cig-v1", "MultiDuel-v1"])
+def test_what_ends_the_process_is_refused(name):
+    assert describe([name])[0].why_not.startswith("it is a game of several players")
+    with pytest.raises(ValueError, match=f"{name} cannot be trained: it is a game of several players, and EnvPool"):
+        make_envs(name, 1, seed=1)
+
+
+def test_a_file_that_the_installation_lacks_is_why_not(tmp_path):
+    """Whatever this installation has, what is listed and what can be made agree."""
+    for name in ("Sudoku-v0", "Sudoku-very-easy-v0", "Maze-v0"):
+        (env,) = describe([name])
+        if env.why_not:
+            assert env.why_not.startswith("its installation lacks")
+            with pytest.raises(OSError, match=f"EnvPool cannot make {name} here"):
+                make_envs(name, 1, seed=1)
+        else:
+            make_envs(name, 1, seed=1).close()
+    with pytest.raises(OSError, match=rf"installation lacks {tmp_path}/jumanji/assets/sudoku/10000_mixed_puzzles.npy"):
+        env_spaces("Sudoku-v0", {"base_path": str(tmp_path)})
+
+
 def test_the_command(capsys):
     assert cli.main(["envs", "pgx"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -170,6 +170,35 @@ def test_a_module_of_ones_own_is_for_python(command, run, tmp_path, capsys):
     assert "mine.Policy, a module of your own" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--image-symbols", "5"], "image_symbols is 5; it must be None"),
+        (["--network", "combined"], "network is 'combined'; it must be 'mlp' or 'auto'"),
+        (["--recurrent", "gru", "--num-minibatches", "8"], "num_minibatches is 8; it must be at most num_envs = 4"),
+        (["--recurrent", "gru", "--engine", "native"], "native"),
+    ],
+)
+def test_settings_that_do_not_fit_the_environment_are_one_line(flags, message, capsys):
+    assert cli.main(["train", "CartPole-v1", *flags]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("pyppo: ")
+    assert message in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "minibatches"),
+    [(["--recurrent", "gru"], 2), (["--recurrent", "gru", "--num-minibatches", "4"], 4), ([], 4)],
+)
+def test_minibatches_fit_a_memory_unless_they_are_given(flags, minibatches, monkeypatch):
+    made = []
+    monkeypatch.setattr(cli, "_make_trainer", lambda config, quiet: made.append(config))
+    monkeypatch.setattr(cli, "_run", lambda trainer, options: 0)
+    assert cli.main(["train", "CartPole-v1", *flags]) == 0
+    assert made[0].num_minibatches == minibatches
+
+
 def test_values_of_environment_options():
     pairs = [cli._name_and_value(text) for text in ("a=1", "b=true", "c=word", "d=x=y", 'e="3"')]
     assert dict(pairs) == {"a": 1, "b": True, "c": "word", "d": "x=y", "e": "3"}

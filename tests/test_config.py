@@ -63,6 +63,7 @@ BAD_VALUES = [
     ("network", "resnet"),
     ("log_std_init", float("inf")),
     ("image_scale", 0.0),
+    ("image_symbols", 1),
     ("recurrent", "rnn"),
     ("recurrent_size", 0),
     ("action_bounds", "squash"),
@@ -326,3 +327,21 @@ def test_other_environments_get_the_defaults():
 def test_all_presets_are_valid():
     for name in presets._PRESETS:
         Config.for_env(f"{name}-v1")
+
+
+@pytest.mark.parametrize(
+    ("env_id", "given", "minibatches"),
+    [
+        ("Mine-v0", {}, 4),  # 8 environments, 32 minibatches by default
+        ("CartPole-v1", {}, 2),
+        ("LunarLander-v3", {}, 8),
+        ("MiniGrid-Empty-5x5-v0", {}, 8),
+        ("Mine-v0", {"num_envs": 1}, 1),
+        ("Mine-v0", {"num_envs": 15}, 5),
+        ("Mine-v0", {"num_minibatches": 8}, 8),
+        ("Mine-v0", {"num_minibatches": 16}, 16),  # as asked for: the engine says what it must be
+        ("Mine-v0", {"recurrent": "none"}, 32),
+    ],
+)
+def test_minibatches_of_a_policy_with_a_memory(env_id, given, minibatches):
+    assert Config.for_env(env_id, **{"recurrent": "gru", **given}).num_minibatches == minibatches

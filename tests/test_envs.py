@@ -7,7 +7,9 @@ import pytest
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-from pyppo.envs import ActionCheck, EnvGroup, as_groups, env_seed
+import pyppo
+from pyppo.config import Config
+from pyppo.envs import ActionCheck, EnvGroup, as_group, as_groups, env_seed
 
 # --- seeds ------------------------------------------------------------------------------------------------------------
 
@@ -265,3 +267,72 @@ def test_final_obs_as_a_batch_takes_the_done_rows():
     group.reset()
     group.send(np.array([0, 0, 0]))
     assert group.recv().final_obs["obs"].tolist() == [[1.0], [2001.0]]
+
+
+# --- groups of a user's own -------------------------------------------------------------------------------------------
+
+
+class Doubling(EnvGroup):
+    """Doubles the rewards."""
+
+    def recv(self):
+        step = super().recv()
+        return step._replace(rewards=2 * step.rewards)
+
+
+def test_a_group_of_a_subclass_is_used_as_it_is():
+    mine, other = Doubling(probes.ConstantReward(num_envs=2)), Doubling(probes.ConstantReward(num_envs=3))
+    assert as_groups([mine, other]) == [mine, other]
+    assert (mine.first_env, other.first_env, other.purpose) == (0, 2, "train")
+    assert as_group(mine, purpose="evaluate") is mine
+    assert mine.purpose == "evaluate"
+    plain = EnvGroup(probes.ConstantReward())
+    assert as_group(plain) is not plain
+
+
+def test_a_group_of_a_subclass_is_trained_and_evaluated_in():
+    config = Config("mine", total_timesteps=32, num_steps=8, num_minibatches=1, run_dir=None, hidden_sizes=(8,))
+    with pyppo.Trainer(config, envs=(mine := Doubling(probes.TruncationOnly(num_envs=2))), quiet=True) as trainer:
+        result = trainer.train()
+    plain = pyppo.evaluate(result.policy, envs=probes.TruncationOnly(num_envs=2), episodes=2)
+    doubled = pyppo.evaluate(result.policy, envs=mine, episodes=2)
+    assert plain.mean != 0
+    assert doubled.mean == 2 * plain.mean
+    assert result.history["episode_return"][-1] == doubled.mean
+    assert mine.purpose == "train"  # as it was
+
+
+# --- ends that are not finite -----------------------------------------------------------------------------------------
+
+
+class Breaking(probes.TerminalReward):
+    """What it observes at an episode's end is no number; in the middle, with `cut`, it says truncated."""
+
+    cut = False
+
+    def advance(self, actions):
+        obs, rewards, terminated, truncated = super().advance(actions)
+        obs[terminated] = np.nan
+        return (obs, rewards, ~terminated & False, terminated) if self.cut else (obs, rewards, terminated, truncated)
+
+
+@pytest.mark.parametrize("how", [{"engine": "native"}, {"engine": "torch"}, {"recurrent": "gru"}, {"norm_obs": True}])
+@pytest.mark.parametrize("same_step", [False, True])
+def test_a_simulation_may_break_where_its_episode_terminates(how, same_step):
+    config = Config("x", total_timesteps=64, num_steps=16, num_minibatches=1, run_dir=None, hidden_sizes=(8,), **how)
+    with pyppo.Trainer(config, envs=Breaking(num_envs=2, same_step=same_step), quiet=True) as trainer:
+        result = trainer.train()
+    assert np.isfinite(result.history["loss"]).all()
+    assert result.history["episodes"][-1] > 0
+    assert pyppo.evaluate(result.policy, envs=Breaking(num_envs=2, same_step=same_step), episodes=2).lengths.min() > 0
+
+
+def test_a_cut_off_episode_must_end_with_numbers():
+    env = Breaking(num_envs=2)
+    env.cut = True
+    config = Config("x", total_timesteps=64, num_steps=16, num_minibatches=1, run_dir=None, hidden_sizes=(8,))
+    with (
+        pyppo.Trainer(config, envs=env, quiet=True) as trainer,
+        pytest.raises(FloatingPointError, match="environment 0 gave an observation 'obs' that is not finite"),
+    ):
+        trainer.train()

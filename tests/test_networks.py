@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from engine_cases import N, T, schedule, settings
+from engine_cases import T, act_in, filled, schedule, settings
 from gymnasium import spaces
 from torch import nn
 
@@ -109,6 +109,38 @@ def test_small_cnn_takes_channels_first_or_last_of_any_dtype(shape, dtype):
     assert network.layers[0].in_channels == {3: min(shape), 2: 1}[len(shape)]
 
 
+@pytest.mark.parametrize("shape", [(7, 7, 3), (3, 7, 7)])
+@pytest.mark.parametrize("network", ["small_cnn", "mlp"])
+def test_symbols_are_one_hot_planes_of_their_channel(shape, network):
+    policy = policy_for({"obs": spaces.Box(0, 255, shape, np.uint8)}, network=network, image_symbols=11)
+    x = torch.randint(0, 11, (4, *shape), dtype=torch.uint8)
+    hot = nn.functional.one_hot(x.long(), 11).float()
+    if network == "mlp":
+        torch.testing.assert_close(policy.prepare({"obs": x}), hot.flatten(1))
+    else:
+        planes = hot.permute(0, 3, 4, 1, 2) if shape[2] == 3 else hot.permute(0, 1, 4, 2, 3)
+        layers = policy.encoder.networks[0].layers
+        assert layers[0].in_channels == 33
+        torch.testing.assert_close(
+            policy.value({"obs": x}), policy.critic(layers(planes.reshape(4, 33, 7, 7))).squeeze(1)
+        )
+    x[2, 1, 1, 1] = 11
+    with pytest.raises(ValueError, match=r"symbols from 0 to 11; image_symbols is 11, so they must be from 0 to 10"):
+        policy.value({"obs": x})
+
+
+def test_symbols_are_of_images_of_integers_alone():
+    entries = {"a": MINIGRID, "b": spaces.Box(0, 1, (7, 7, 2), np.float32), "c": spaces.Box(0, 255, (4,), np.uint8)}
+    policy = policy_for(entries, image_symbols=11)
+    assert [net.layers[0].in_channels for net in policy.encoder.networks] == [33, 2]
+    again = policy_from_recipe(json.loads(json.dumps({"class": type(policy).__name__, **policy.to_dict()})))
+    again.load_state_dict(policy.state_dict())
+    obs = {**random_obs(policy.obs_space, 3), "a": torch.randint(0, 11, (3, 7, 7, 3), dtype=torch.uint8)}
+    assert torch.equal(again.value(obs), policy.value(obs))
+    with pytest.raises(ValueError, match=r"image_symbols is 11; it must be None, since there is no image of integers"):
+        policy_for({"obs": VECTOR}, image_symbols=11)
+
+
 def test_images_are_prepared_as_they_are_and_the_rest_as_features():
     entries = {"action_mask": MASK, "image": MINIGRID, "speed": VECTOR, "way": spaces.Discrete(4)}
     policy = policy_for(entries, norm_obs=True, hidden_sizes=(16,))
@@ -162,10 +194,7 @@ def test_every_ratio_is_one_at_first(entries):
     for key, x in random_obs(policy.obs_space, 4, 2).items():
         rollout.obs[key].copy_(x)
     assert all(x.dtype == torch.uint8 for x in rollout.obs.values() if x.dim() > 4 and x.dtype != torch.float32)
-    for t in range(3):
-        engine.act(rollout, t, slice(0, 2))
-        rollout.steps += 1
-    engine.bootstrap(rollout)
+    act_in(engine, rollout)
     rollout.advantages.normal_()
     rollout.returns.normal_()
     rollout.valid[:] = True
@@ -222,16 +251,7 @@ def test_a_state_dependent_deviation_is_trained_and_has_its_exact_kl(objective):
     with torch.no_grad():
         policy.actor[-1].weight.normal_(generator=torch.Generator().manual_seed(1))
     engine = make_engine(config, policy, policy.distribution)
-    torch.manual_seed(0)
-    rollout = Rollout(T, N, policy.obs_space, BOX, store_dist=engine.dist_shapes)
-    rollout.obs["obs"].normal_()
-    for t in range(T):
-        engine.act(rollout, t, slice(0, N))
-        rollout.steps += 1
-    engine.bootstrap(rollout)
-    rollout.advantages.normal_()
-    rollout.returns.normal_()
-    rollout.valid[:] = True
+    rollout = filled(engine, BOX, obs_space=policy.obs_space)
     obs = {"obs": rollout.obs["obs"][:T].flatten(0, 1)}
     old = torch.distributions.Normal(*[x.detach() for x in spread(policy.heads(obs)[0])])
     metrics = engine.update(rollout, schedule(config), 0)

@@ -11,7 +11,7 @@ from trainer_cases import OwnPolicy, config_for
 
 from pyppo.actions import Distribution
 from pyppo.engines.policy_check import check_policy
-from pyppo.policy import Policy, RecurrentPolicy, StatefulPolicy
+from pyppo.policy import MLPPolicy, Policy, RecurrentPolicy, StatefulPolicy
 from pyppo.trainer import Trainer
 
 OBS = spaces.Dict({"obs": spaces.Box(-1, 1, (1,), np.float32)})
@@ -33,13 +33,18 @@ class Heads(nn.Module):
     def evaluate(self, obs, actions, state=None):
         raise AssertionError("heads serves")
 
-    act = evaluate
+    def act(self, obs, deterministic=False):
+        params, _ = self.heads({"obs": torch.as_tensor(obs)})
+        return next(iter(params.values())).detach().numpy().argmax(1)
 
 
 class Normal(Heads):
     def heads(self, obs):
         params = {"mean": self.layer(obs["obs"]), "log_std": torch.zeros(2)}
         return self.change(params, self.critic(obs["obs"]).squeeze(1))
+
+    def act(self, obs, deterministic=False):
+        return self.layer(torch.as_tensor(obs)).detach().numpy()
 
 
 def nan(x):
@@ -92,6 +97,32 @@ def test_what_is_right_passes_and_is_left_as_it_was(policy):
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(x, before[k]) for k, x in policy.state_dict().items())
     assert isinstance(policy, Policy)
+
+
+@pytest.mark.parametrize(
+    ("policy", "distribution", "act", "error", "message"),
+    [
+        (Heads, DISCRETE, lambda x: np.zeros((len(x), 1), int), ValueError, r"actions of shape \(3, 1\); .* \(3,\)"),
+        (Heads, DISCRETE, lambda x: np.zeros(len(x)), TypeError, r"actions of dtype float64; it must be integers"),
+        (Heads, DISCRETE, lambda x: x.nothing, ValueError, r"act\(\) of the policy, a Heads, failed on observations"),
+        (Heads, DISCRETE, lambda x: torch.zeros(len(x), requires_grad=True), TypeError, "a NumPy array, or wh"),
+        (Normal, NORMAL, lambda x: np.zeros((len(x), 2), int), TypeError, r"dtype int64; it must be floating point"),
+        (Normal, NORMAL, lambda x: np.full((len(x), 2), np.nan), ValueError, "an action that is not finite: nan"),
+    ],
+)  # fmt: skip
+def test_act_is_asked_where_heads_serve(policy, distribution, act, error, message):
+    probed = policy()
+    check_policy(probed, OBS, distribution, torch.device("cpu"))
+    probed.act = act
+    with pytest.raises(error, match=message):
+        check_policy(probed, OBS, distribution, torch.device("cpu"))
+
+
+def test_the_noise_of_a_built_in_policy_is_left_as_it_was():
+    first, second = (MLPPolicy(OBS, DISCRETE, seed=3) for _ in range(2))
+    check_policy(first, OBS, DISCRETE, torch.device("cpu"))
+    obs = np.zeros((50, 1), np.float32)
+    assert np.array_equal(first.act(obs), second.act(obs))
 
 
 def test_logits_of_minus_infinity_forbid_an_action():

@@ -6,7 +6,7 @@ import probes
 import pytest
 import torch
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from pyppo.actions import Distribution
 from pyppo.config import Config
@@ -192,6 +192,32 @@ def test_one_gymnasium_environment_that_changes_is_named():
     group = EnvGroup(SyncVectorEnv([Missing]), mask_in_infos=False)
     with pytest.raises(ValueError, match="environment 0 gave an observation without 'seen/0'"):
         group.reset()
+
+
+@pytest.mark.parametrize(
+    ("shared_memory", "size", "message"),
+    [
+        (
+            True,
+            3,
+            r"AsyncVectorEnv failed at step 1: could not broadcast .*\(3,\) into shape \(2,\)\. What an environment",
+        ),
+        (False, 1, "AsyncVectorEnv failed at step 1: Output array is the wrong shape. What an environment gives"),
+    ],
+)
+def test_environments_in_processes_that_change_say_so(shared_memory, size, message):
+    class Other(Nested):
+        def step(self, action):
+            _, *rest = super().step(action)
+            return np.zeros(size, np.float32), *rest
+
+    envs = AsyncVectorEnv([lambda: Other(spaces.Box(-1, 1, (2,)))], shared_memory=shared_memory)
+    group = EnvGroup(envs, mask_in_infos=False)
+    group.reset()
+    group.send(np.zeros(1, np.int64))
+    with pytest.raises(ValueError, match=message):
+        group.recv()
+    envs.close(terminate=True)
 
 
 def test_an_exception_of_the_environment_itself_is_left_alone():

@@ -24,8 +24,8 @@ def check_policy(policy: nn.Module, obs_space: spaces.Dict, distribution: Distri
     """Call a policy once and see whether what it gives has the right names, shapes and dtypes, and is finite.
 
     It is asked about observations of zero, or what comes nearest in the space, 3 rows and then 1, the one in `eval`
-    mode, where batch normalisation can take it. Its buffers and torch's generator are left as they were. What is right
-    here is not looked at again at each step.
+    mode, where batch normalisation can take it. Its buffers, its noise (where it has `reseed`, as the built-in ones do)
+    and torch's generator are left as they were. What is right here is not looked at again at each step.
 
     Raises:
         ValueError, TypeError: something is wrong; names the method, what it gave and what it must be.
@@ -41,12 +41,16 @@ def check_policy(policy: nn.Module, obs_space: spaces.Dict, distribution: Distri
 def _left_alone(policy: nn.Module, device: torch.device) -> Iterator[None]:
     before = {name: x.clone() for name, x in policy.named_buffers()}
     modes = {module: module.training for module in policy.modules()}
+    reseed: Any = getattr(policy, "reseed", None)
+    noise = () if reseed is None else reseed(0)
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             yield
     finally:
         for module, training in modes.items():
             module.training = training
+        if reseed is not None:
+            reseed(*noise)
     with torch.no_grad():
         for name, x in policy.named_buffers():
             if name in before and before[name].shape == x.shape:
@@ -77,6 +81,7 @@ class _Probe:
             for x in state:
                 self._check_state("heads()", x)
             self._check_options(prepared)
+            self._act()  # nobody trains with it: a wrong one would show in `evaluate`, after the training
             return
         actions = self._act()
         given = self._call("evaluate", prepared, actions, *self._state())
@@ -137,11 +142,25 @@ class _Probe:
             actions, state = self._parts("act", given, ("actions", "state"))
             self._check_state("act()", state)
         wanted = (self.count, *self.distribution.shape)
-        if np.shape(actions) != wanted:
-            raise ValueError(f"act() gave actions of shape {np.shape(actions)}; it must be {wanted}")
-        dtype = torch.float32 if self.distribution.kind == "normal" else torch.int64
-        tensor = torch.as_tensor(np.asarray(actions), device=self.device).to(dtype)
+        array = self._array(actions)
+        if array.shape != wanted:
+            raise ValueError(f"act() gave actions of shape {array.shape}; it must be {wanted}")
+        normal = self.distribution.kind == "normal"
+        if array.dtype.kind not in ("f" if normal else "iub"):
+            must = "floating point" if normal else "integers"
+            raise TypeError(f"act() gave actions of dtype {array.dtype}; it must be {must}")
+        if not np.isfinite(array).all():
+            raise ValueError(f"act() gave an action that is not finite: {array[~np.isfinite(array)][0]}")
+        tensor = torch.as_tensor(array, device=self.device).to(torch.float32 if normal else torch.int64)
         return tensor if self.shape is None else torch.stack([tensor] * _STEPS)
+
+    def _array(self, actions: Any) -> np.ndarray:
+        """What `act` gave as an array, as an environment would take it."""
+        try:
+            return np.asarray(actions)
+        except Exception as error:  # a tensor on a GPU, or one that a gradient flows through
+            must = "a NumPy array, or what becomes one"
+            raise TypeError(f"act() gave actions, {_described(actions)}; it must be {must}: {error}") from error
 
     def _state(self) -> tuple[Tensor, ...]:
         """State and starts, for a policy that has one."""

@@ -19,6 +19,7 @@ from pyppo.features import (
     Prepared,
     check_leaves,
     features_of,
+    has_symbols,
     is_image,
     num_features,
     space_from_dict,
@@ -78,6 +79,8 @@ class ActorCriticPolicy(nn.Module):
         log_std_init: initial log standard deviation (normal only).
         state_dependent_std: the actor puts out the log standard deviations too, kept within `LOG_STD_LIMIT`.
         image_scale: what uint8 images are divided by; other uint8 observations are divided by 255.
+        image_symbols: how many symbols, 0 and up, images of integers have, which are then one-hot; None: they are
+            numbers.
         norm_obs: normalise float observations by running statistics that belong to the policy.
         clip_obs: limit of normalised observations; None: no limit.
         seed: of the initial weights and of `act`'s own noise; the global generator is left alone.
@@ -99,6 +102,7 @@ class ActorCriticPolicy(nn.Module):
         log_std_init: float = 0.0,
         state_dependent_std: bool = False,
         image_scale: float = IMAGE_SCALE,
+        image_symbols: int | None = None,
         norm_obs: bool = False,
         clip_obs: float | None = 10.0,
         seed: int = 1,
@@ -113,7 +117,9 @@ class ActorCriticPolicy(nn.Module):
         self.leaves = {key: space for key, space in obs_space.items() if key != MASK}
         self.masked = MASK in obs_space.spaces
         self.network = choose_network(network, obs_space)
-        self.image_scale = float(image_scale)
+        self.image_scale, self.image_symbols = float(image_scale), image_symbols
+        if image_symbols is not None and not any(map(has_symbols, self.leaves.values())):
+            raise ValueError(f"image_symbols is {image_symbols}; it must be None, since there is no image of integers")
         self.distribution = distribution
         self.state_dependent_std = state_dependent_std and distribution.kind == "normal"
         self.log_std_init = float(log_std_init)
@@ -122,16 +128,16 @@ class ActorCriticPolicy(nn.Module):
         self._settings: dict[str, Any] = {
             "network": self.network, "hidden_sizes": list(hidden_sizes), "shared_trunk": shared_trunk,
             "activation": activation, "state_dependent_std": state_dependent_std, "image_scale": self.image_scale,
-            "norm_obs": norm_obs, "clip_obs": clip_obs,
+            "image_symbols": image_symbols, "norm_obs": norm_obs, "clip_obs": clip_obs,
         }  # fmt: skip
         self._noise = (stream_seed(seed, "policy.act"), 0)
         generator = torch.Generator().manual_seed(seed)
         self.encoder: Encoder | None = None
         if self.network != "mlp":
-            self.encoder = Encoder(self.network, self.leaves, self.image_scale, generator)
-        self.num_features = (
-            sum(num_features(space) for space in self.leaves.values()) if self.encoder is None else self.encoder.width
-        )
+            self.encoder = Encoder(self.network, self.leaves, self.image_scale, generator, image_symbols)
+            self.num_features = self.encoder.width
+        else:
+            self.num_features = sum(num_features(space, image_symbols) for space in self.leaves.values())
         hidden = tuple(hidden_sizes) if self.network in ("mlp", "combined") else ()
         shared, own = (hidden, ()) if shared_trunk else ((), hidden)
         self.trunk = nn.Sequential(*hidden_layers(self.num_features, shared, activation, generator))
@@ -172,7 +178,9 @@ class ActorCriticPolicy(nn.Module):
         seen = self.normalizer(dict(obs)) if self.normalizer is not None else obs
         images = self.encoder.images if self.encoder is not None else ()
         parts = [
-            features_of(space, seen[key], dtype, self.image_scale if is_image(space) else IMAGE_SCALE)
+            features_of(
+                space, seen[key], dtype, self.image_scale if is_image(space) else IMAGE_SCALE, self.image_symbols
+            )
             for key, space in self.leaves.items()
             if key not in images
         ]
@@ -277,8 +285,8 @@ class ActorCriticPolicy(nn.Module):
         return cls(_obs_space(spec), Distribution.from_dict(spec["distribution"]), **settings)
 
     _SETTINGS: tuple[str, ...] = (
-        "network", "hidden_sizes", "shared_trunk", "activation", "state_dependent_std", "image_scale", "norm_obs",
-        "clip_obs", "metadata",
+        "network", "hidden_sizes", "shared_trunk", "activation", "state_dependent_std", "image_scale",
+        "image_symbols", "norm_obs", "clip_obs", "metadata",
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from pyppo.features import is_image, num_features
+from pyppo.features import has_symbols, is_image, num_features
 from pyppo.masks import MASK
 from pyppo.policy.networks import ImageNetwork, channels_first, smallest_side
 
@@ -72,6 +72,7 @@ class Encoder(nn.Module):
         leaves: the observation entries.
         image_scale: what uint8 images are divided by.
         generator: of the weights.
+        symbols: how many symbols the images of integers have, which are then one-hot; None: they are numbers.
 
     Attributes:
         images: names of the entries that are images.
@@ -79,14 +80,20 @@ class Encoder(nn.Module):
     """
 
     def __init__(
-        self, network: str, leaves: Mapping[str, spaces.Space], image_scale: float, generator: torch.Generator
+        self,
+        network: str,
+        leaves: Mapping[str, spaces.Space],
+        image_scale: float,
+        generator: torch.Generator,
+        symbols: int | None = None,
     ) -> None:
         super().__init__()
         kinds = _kinds(network, leaves)
         self.images = tuple(kinds)
-        networks = [
-            ImageNetwork(kind, leaves[name].shape or (), image_scale, generator) for name, kind in kinds.items()
-        ]
+        networks = []
+        for name, kind in kinds.items():
+            count = symbols if has_symbols(leaves[name]) else None
+            networks.append(ImageNetwork(kind, leaves[name].shape or (), image_scale, generator, count))
         self.networks = nn.ModuleList(networks)
         self.num_features = sum(num_features(space) for name, space in leaves.items() if name not in kinds)
         self.width = self.num_features + sum(network.width for network in networks)

@@ -9,6 +9,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from pyppo.features import one_hot_symbols
+
 __all__ = ["ACTIVATIONS", "ImageNetwork", "hidden_layers", "linear", "mlp"]
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
@@ -71,6 +73,8 @@ class ImageNetwork(nn.Module):
             or [H, W], of one channel.
         scale: what uint8 is divided by.
         generator: of the weights, orthogonal of gain sqrt(2).
+        symbols: how many different integers the images have, from 0; each channel is so many one-hot planes then. None:
+            they are numbers.
 
     Attributes:
         width: length of the vector.
@@ -79,12 +83,20 @@ class ImageNetwork(nn.Module):
         ValueError: the images are too small for the convolutions, or of another rank.
     """
 
-    def __init__(self, kind: str, shape: Sequence[int], scale: float, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        kind: str,
+        shape: Sequence[int],
+        scale: float,
+        generator: torch.Generator,
+        symbols: int | None = None,
+    ) -> None:
         super().__init__()
         if len(shape) not in (2, 3):
             raise ValueError(f"an image of {kind} has shape {tuple(shape)}; it must be [C, H, W], [H, W, C] or [H, W]")
-        self.shape, self.scale = tuple(shape), scale
+        self.shape, self.scale, self.symbols = tuple(shape), scale, symbols
         channels, height, width = channels_first(shape)
+        channels *= symbols or 1
         convolutions, self.width = _LAYERS[kind]
         layers: list[nn.Module] = []
         for filters, size, stride in convolutions:
@@ -99,11 +111,15 @@ class ImageNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """[B, width] of images [B, *shape] of any dtype."""
         dtype = next(self.parameters()).dtype
-        x = images.to(dtype) / self.scale if images.dtype == torch.uint8 else images.to(dtype)
+        x = images
         if len(self.shape) == 2:
             x = x.unsqueeze(1)
         elif not _is_channels_first(self.shape):
             x = x.permute(0, 3, 1, 2)
+        if self.symbols is not None:
+            x = one_hot_symbols(x, self.symbols, dtype).movedim(-1, 2).flatten(1, 2)
+        else:
+            x = x.to(dtype) / self.scale if x.dtype == torch.uint8 else x.to(dtype)
         return self.layers(x)
 
 
