@@ -100,7 +100,7 @@ def find_bad_parameter(policy: nn.Module) -> str | None:
     for name, x in parameters.items():
         if not bool(x.isfinite().all()):
             return f"parameter {name}"
-    for name, x in buffers.items():
-        if x.is_floating_point() and bool(x.isnan().any()):
+    for name, buffer in buffers.items():
+        if buffer.is_floating_point() and bool(buffer.isnan().any()):
             return f"buffer {name}"
     return None

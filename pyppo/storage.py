@@ -25,7 +25,7 @@ class Rollout:
         actions: `[T, N]` int64 (Discrete), `[T, N, *shape]` int64 (MultiDiscrete, MultiBinary, Box of integers: as the
             distribution counts them, from 0) or float32 (Box of floats); as sampled, before any clipping.
         logp, advantages, returns: `[T, N]` float32. values: `[T+1, N]` float32.
-        rewards: `[T, N]` float32, what advantages are estimated from; the collector writes the raw ones.
+        rewards: `[T, N]` float32, what advantages are estimated from: scaled where the collector is told how.
         raw_rewards: `[T, N]` float64 on the CPU, the environment's own.
         terminated, truncated, valid: `[T, N]` bool. A row that only carries a reset is not valid.
         flags: bool `[3, P]`, P >= T * N, the storage of these three, which one copy fills.

@@ -15,7 +15,7 @@ it. `Device` is what is asked of a GPU; the tests give a simulated one, whose co
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ Pairs = Iterable[tuple[Tensor, Tensor]]
 class Stream(Protocol):
     """As `torch.cuda.Stream`."""
 
-    def wait_event(self, event: Event) -> None:
+    def wait_event(self, event: Any, /) -> None:
         """Let what is asked of the stream from here on wait for the event as it was last recorded."""
         ...
 
@@ -38,7 +38,7 @@ class Stream(Protocol):
 class Event(Protocol):
     """As `torch.cuda.Event`: one that was never recorded is past."""
 
-    def record(self, stream: Stream) -> None:
+    def record(self, stream: Any, /) -> None:
         """Take place when what was asked of the stream so far is done."""
         ...
 
@@ -103,7 +103,7 @@ class Cuda:
         """A new tensor on the device, through page-locked memory that torch keeps until it has been read."""
         return x.pin_memory().to(self.device, non_blocking=True)
 
-    def copy(self, pairs: Pairs, stream: Stream) -> None:
+    def copy(self, pairs: Pairs, stream: Any) -> None:
         """Copies sources to targets, on `stream`."""
         with torch.cuda.stream(stream):
             for target, source in pairs:
