@@ -22,6 +22,7 @@ def train_run(
     *,
     callbacks: Sequence[Callable[[Row], None]] = (),
     evaluate: Callable[[Any], Any] | None = None,
+    make: Callable[..., pyppo.Trainer] = pyppo.Trainer,
 ) -> dict[str, Any]:
     """Train; what a results file keeps of it.
 
@@ -33,6 +34,7 @@ def train_run(
         envs: as for `pyppo.Trainer`.
         callbacks: called with each iteration's row.
         evaluate: from the policy to an object with `mean` and `std`; not called for a run that diverged.
+        make: makes the trainer, from what `pyppo.Trainer` takes.
 
     Returns:
         score (mean return of the last 100 training episodes; None if no episode ended), best (the highest that it
@@ -41,7 +43,7 @@ def train_run(
     """
     rows: list[Row] = []
     diverged = None
-    with pyppo.Trainer(config, envs, quiet=True, callbacks=[rows.append, *callbacks]) as trainer:
+    with make(config, envs, quiet=True, callbacks=[rows.append, *callbacks]) as trainer:
         start = time.perf_counter()
         try:
             trainer.train()
@@ -66,10 +68,12 @@ def train_run(
     }
 
 
-def thinned(steps: Sequence[float], scores: Sequence[float], points: int = CURVE_POINTS) -> list[list[float]]:
+def thinned(
+    steps: Sequence[float], scores: Sequence[float], points: int = CURVE_POINTS, digits: int = 4
+) -> list[list[float]]:
     """At most `points` of a curve, evenly spread, the last always: [steps, scores], with the digits that show."""
     count = len(steps)
     kept = (
         sorted({round((i + 1) * count / points) - 1 for i in range(points)} - {-1}) if count > points else range(count)
     )
-    return [[int(steps[i]) for i in kept], [round(float(scores[i]), 4) for i in kept]]
+    return [[int(steps[i]) for i in kept], [round(float(scores[i]), digits) for i in kept]]

@@ -45,13 +45,14 @@ class EngineTrainer(Trainer):
     """The trainer with an engine of one's own in the place of the one that `config.engine` names.
 
     Args:
-        make: makes it, from what `TorchEngine` is made from; it must keep the same of a rollout as that one does.
+        config, envs, **more: as for `pyppo.Trainer`.
+        make_engine: makes it, from what the engine in its place was made from. It acts and values as that one does.
     """
 
-    def __init__(self, config: Config, make: MakeEngine, envs: Any = None, **more: Any) -> None:
+    def __init__(self, config: Config, envs: Any = None, *, make_engine: MakeEngine, **more: Any) -> None:
         super().__init__(config, envs, **more)
         named: Any = self.engine
-        self.engine = make(self.policy, self.config, named.device, named.distribution)
+        self.engine = make_engine(self.policy, self.config, named.device, named.distribution)
         self.collector.final_value = self.engine.value
 
 
@@ -69,7 +70,7 @@ def train_with(
         The history, as of `pyppo.train`: step, episode_return, time_update and so on, an entry an iteration.
     """
     config = Config(**{"engine": "torch", **fields})
-    with EngineTrainer(config, make, envs, quiet=True, callbacks=callbacks) as trainer:
+    with EngineTrainer(config, envs, make_engine=make, quiet=True, callbacks=callbacks) as trainer:
         return trainer.train().history
 
 
