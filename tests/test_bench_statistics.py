@@ -1,4 +1,4 @@
-"""bench/_statistics.py against closed forms and simple cases."""
+"""bench/_run_statistics.py against closed forms and simple cases."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not BENCH.is_dir(), reason="needs the repository
 @pytest.fixture
 def statistics(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCH))
-    return importlib.import_module("_statistics")
+    return importlib.import_module("_run_statistics")
 
 
 def test_mean_and_deviation_are_those_of_all_runs(statistics):
