@@ -22,14 +22,16 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import _experiments
-import _pictures
 import a2c
+import numpy as np
 import trpo
 import vpg
 from _report import plus_minus, provenance
 from _runs import Job, Record, finished, run_jobs
 from table1_settings import ENVIRONMENTS, SETTINGS
 from tables import ROOT, fill, table
+
+from pyppo.plot import draw
 
 
 class Algorithm(NamedTuple):
@@ -79,7 +81,6 @@ PAPER: dict[str, dict[str, float]] = {
     "Swimmer-v4": {"ppo": 107, "a2c": 27, "trpo": 121, "vpg": 63},
     "Walker2d-v4": {"ppo": 2909, "a2c": 734, "trpo": 1066, "vpg": 1215},
 }
-COLORS = {"ppo": "C0", "a2c": "C1", "trpo": "C2", "vpg": "C3"}
 
 
 def run_key(algorithm: str, env_id: str, seed: int) -> str:
@@ -165,20 +166,15 @@ def _text(value: Any) -> str:
     return "×".join(f"{x:g}" for x in value) if isinstance(value, (tuple, list)) else str(value)
 
 
-def draw(runs: Runs, path: Path) -> None:
-    """A panel an environment; a dot at the right is the paper's value."""
-    figure, axes = _pictures.panels(len(ENVIRONMENTS), 4)
-    for axis, env_id in zip(axes, ENVIRONMENTS, strict=False):
-        last = 0.0
+def curves(runs: Runs) -> dict[str, dict[str, list[Any]]]:
+    """What is drawn: a panel an environment."""
+    panels: dict[str, dict[str, list[Any]]] = {}
+    for env_id in ENVIRONMENTS:
         for name, one in ALGORITHMS.items():
-            curves = [record["result"]["curve"] for record in runs.get((name, env_id), [])]
-            _pictures.draw_curves(axis, curves, COLORS[name], one.title)
-            last = max([last, *(curve[0][-1] for curve in curves if curve[0])])
-        for name in ALGORITHMS:
-            axis.plot([last], [PAPER[env_id][name]], "o", color=COLORS[name], ms=5, clip_on=False)
-        axis.set(title=env_id, xlabel="environment steps")
-    axes[0].set_ylabel("return, mean of last 100 episodes")
-    _pictures.save(figure, path, axes[: len(ENVIRONMENTS)])
+            found = [record["result"]["curve"] for record in runs.get((name, env_id), [])]
+            if lines := [tuple(map(np.asarray, curve)) for curve in found if curve[0]]:
+                panels.setdefault(env_id, {})[f"{one.title} ({len(lines)})"] = lines
+    return panels
 
 
 def cost_table(path: Path) -> str:
@@ -207,12 +203,13 @@ def write_report(runs: Runs, docs: Path, cost: Path) -> None:
     """The sections of docs/results.md, and the picture."""
     page = docs / "results.md"
     facts = provenance([record for records in runs.values() for record in records])
-    if runs:
-        draw(runs, docs / "images/figure3.png")
-    picture = "\n\n![Returns over steps, seven environments](images/figure3.png)" if runs else ""
-    fill(page, "figure3", f"{facts}\n\n{score_table(runs)}{picture}")
-    fill(page, "figure3 cost", f"{cost_table(cost)}\n\nOf the runs above:\n\n{time_table(runs)}")
-    fill(page, "figure3 settings", settings_table())
+    text = f"{facts}\n\n{score_table(runs)}"
+    if panels := curves(runs):
+        picture = draw(panels, docs / "images/figure3.png", size=(4.4, 3.0))
+        text += f"\n\n![Returns of four algorithms, mean and range over seeds](images/{picture.name})"
+    fill(page, "figure3", text)
+    fill(page, "figure3-cost", f"{cost_table(cost)}\n\nOf the runs above:\n\n{time_table(runs)}")
+    fill(page, "figure3-settings", settings_table())
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
