@@ -39,7 +39,7 @@ def programs():
 def make_engine(programs, name, action_space, *, hidden=(5,), settings=None, **fields):
     """An engine with a small policy of float64 on three observations."""
     module = programs[name]
-    fields = {**module.FIELDS, "norm_obs": False, "hidden_sizes": hidden, "engine": "torch", **fields}
+    fields = {**module.FIELDS, "norm_obs": False, "hidden_sizes": hidden, **fields}
     config = Config(env_id="made up", **fields)
     distribution = Distribution.from_space(action_space)
     obs_space = spaces.Dict({"obs": spaces.Box(-1.0, 1.0, (3,), np.float32)})
@@ -336,6 +336,13 @@ def test_the_critic_is_fitted_to_the_returns(programs):
     assert float(error.detach()) < 0.05 < first
     assert last < first
     assert all(torch.equal(p, old) for p, old in zip(engine.actor_parameters, actor, strict=True))
+
+
+def test_an_engine_of_another_kind_is_refused(programs):
+    # The trainer has chosen groups for the engine in its place, and torch's last bits depend on them.
+    fields = {**programs["trpo"].FIELDS, "engine": "native", "norm_obs": False}
+    with pytest.raises(TypeError, match="make_engine gave a TRPOEngine; it must be a NativeEngine"):
+        programs["trpo"].train("probe", 1, 100, envs=probes.ObservationAction(), **fields)
 
 
 def test_shared_layers_are_refused(programs):

@@ -13,6 +13,7 @@ import torch
 import trpo
 import vpg
 from _loop import EngineTrainer
+from _report import plus_minus
 from _training import thinned, train_run
 
 import pyppo
@@ -91,6 +92,15 @@ def run_measured(env_id: str, seed: int, fields: Mapping[str, Any]) -> dict[str,
     medians = {name: _quantile(found[name], 0.5) for name in ("kl", "approx_kl", "clip_fraction")}
     curve = thinned(steps, [_median_around(kl, i) for i in range(len(kl))], digits=6) if kl else [[], []]
     return {**result, **medians, "kl_high": _quantile(kl, 0.9), "kl_curve": curve}
+
+
+def scores_text(records: Sequence[Mapping[str, Any]]) -> str:
+    """Mean ± standard deviation of runs' scores, how many, and how many of them diverged."""
+    results = [record["result"] for record in records]
+    scores = [x["score"] for x in results if x["score"] is not None]
+    diverged = sum(x["diverged"] is not None for x in results)
+    note = f"{len(results)}, {diverged} diverged" if diverged else str(len(results))
+    return f"{plus_minus(scores)} ({note})" if results else "–"
 
 
 def _quantile(values: Sequence[float], share: float) -> float | None:

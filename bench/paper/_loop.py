@@ -33,8 +33,9 @@ COMMON: dict[str, Any] = {
     "activation": "tanh",
     "log_std_init": 0.0,
     "ent_coef": 0.0,
-    "run_dir": None,
+    "engine": "torch",
     "device": "cpu",
+    "run_dir": None,
 }
 
 MakeEngine = Callable[[nn.Module, Config, torch.device, Distribution], Any]
@@ -46,13 +47,20 @@ class EngineTrainer(Trainer):
 
     Args:
         config, envs, **more: as for `pyppo.Trainer`.
-        make_engine: makes it, from what the engine in its place was made from. It acts and values as that one does.
+        make_engine: makes it, from what the engine in its place was made from.
+
+    Raises:
+        TypeError: it is not of the other's kind, for which groups and storage were chosen.
     """
 
     def __init__(self, config: Config, envs: Any = None, *, make_engine: MakeEngine, **more: Any) -> None:
         super().__init__(config, envs, **more)
         named: Any = self.engine
         self.engine = make_engine(self.policy, self.config, named.device, named.distribution)
+        if not isinstance(self.engine, type(named)):
+            self.close()
+            kinds = f"a {type(self.engine).__name__}; it must be a {type(named).__name__}"
+            raise TypeError(f"make_engine gave {kinds}, since config.engine is {config.engine!r}")
         self.collector.final_value = self.engine.value
 
 
@@ -69,8 +77,7 @@ def train_with(
     Returns:
         The history, as of `pyppo.train`: step, episode_return, time_update and so on, an entry an iteration.
     """
-    config = Config(**{"engine": "torch", **fields})
-    with EngineTrainer(config, envs, make_engine=make, quiet=True, callbacks=callbacks) as trainer:
+    with EngineTrainer(Config(**fields), envs, make_engine=make, quiet=True, callbacks=callbacks) as trainer:
         return trainer.train().history
 
 
@@ -140,7 +147,7 @@ class CriticFit:
 
     def __init__(self, engine: PolicyGradientEngine, epochs: int, minibatch_size: int, learning_rate: float) -> None:
         self.engine, self.epochs, self.minibatch_size = engine, epochs, minibatch_size
-        self.optimizer = torch.optim.Adam(engine.critic_parameters, lr=learning_rate, eps=1e-5)
+        self.optimizer = torch.optim.Adam(engine.critic_parameters, lr=learning_rate, eps=1e-5, fused=True)
         self._order_seed = stream_seed(engine.config.seed, "critic minibatches")
 
     def __call__(self, data: Minibatch, iteration: int) -> float:

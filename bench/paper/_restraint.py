@@ -73,6 +73,10 @@ class Runs:
         """All of them."""
         return [record for records in self._found.values() for record in records]
 
+    def scores_text(self, variant: Variant, env_id: str) -> str:
+        """The scores of a variant in an environment, over seeds."""
+        return _experiments.scores_text(self._found.get((variant, env_id), []))
+
     def get(self, variant: Variant, env_id: str, name: str) -> list[Any]:
         """One of the results' entries of each seed; those that have none are left out."""
         results = [record["result"] for record in self._found.get((variant, env_id), [])]

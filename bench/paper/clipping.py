@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import _pictures
 import _restraint
-from _report import plus_minus, provenance
+from _report import provenance
 from _restraint import STANDARD_EPOCHS, Runs, clip_name, small
 from tables import fill, table
 
@@ -31,13 +31,11 @@ def kl_table(runs: Runs) -> str:
     for env_id in runs.environments:
         for clip in CLIPS:
             variant = (STANDARD_EPOCHS, clip)
-            scores = runs.get(variant, env_id, "score")
             measured = [small(runs.get(variant, env_id, name)) for name in ("kl", "kl_high", "approx_kl")]
             clipped = "–" if clip is None else small(runs.get(variant, env_id, "clip_fraction"))
-            line = [env_id, clip_name(clip), *measured, clipped]
-            lines.append([*line, plus_minus(scores), str(len(scores))])
+            lines.append([env_id, clip_name(clip), *measured, clipped, runs.scores_text(variant, env_id)])
     columns = ["environment", "clip", "KL after an update", "its 90 % quantile", "approximate KL in it",
-               "clip fraction", "return", "seeds"]  # fmt: skip
+               "clip fraction", "return (seeds)"]  # fmt: skip
     return table(columns, lines)
 
 

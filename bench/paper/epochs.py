@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import _pictures
 import _restraint
-from _report import plus_minus, provenance
+from _report import provenance
 from _restraint import STANDARD_CLIP, Runs, small
 from tables import fill, table
 
@@ -37,8 +37,7 @@ def score_table(runs: Runs) -> str:
         for epochs in EPOCHS:
             line = [title(clip), str(epochs)]
             for env_id in runs.environments:
-                scores, kl = (runs.get((epochs, clip), env_id, name) for name in ("score", "kl"))
-                line += [plus_minus(scores) + (f" ({len(scores)})" if scores else ""), small(kl)]
+                line += [runs.scores_text((epochs, clip), env_id), small(runs.get((epochs, clip), env_id, "kl"))]
             lines.append(line)
     columns = [cell for env_id in runs.environments for cell in (f"{env_id} (seeds)", "KL of an update")]
     return table(["surrogate", "epochs", *columns], lines)

@@ -26,10 +26,11 @@ import a2c
 import numpy as np
 import trpo
 import vpg
-from _report import plus_minus, provenance
+from _report import provenance
 from _runs import Job, Record, finished, run_jobs
 from table1_settings import ENVIRONMENTS, SETTINGS
 from tables import ROOT, fill, table
+from update_cost import milliseconds
 
 from pyppo.plot import draw
 
@@ -114,18 +115,13 @@ def by_cell(jobs: Sequence[Job], results: Path) -> Runs:
     return cells
 
 
-def scores_of(records: Sequence[Record]) -> list[float]:
-    return [record["result"]["score"] for record in records if record["result"]["score"] is not None]
-
-
 def score_table(runs: Runs) -> str:
     """Ours, mean ± deviation over seeds, beside the paper's."""
     lines = []
     for env_id in ENVIRONMENTS:
         line = [env_id]
         for name in ALGORITHMS:
-            ours = runs.get((name, env_id), [])
-            line += [plus_minus(scores_of(ours)) + (f" ({len(ours)})" if ours else ""), f"{PAPER[env_id][name]:g}"]
+            line += [_experiments.scores_text(runs.get((name, env_id), [])), f"{PAPER[env_id][name]:g}"]
         lines.append(line)
     columns = [cell for one in ALGORITHMS.values() for cell in (f"{one.title} (seeds)", "paper's")]
     return table(["environment", *columns], lines)
@@ -146,7 +142,15 @@ def time_table(runs: Runs) -> str:
         speed = statistics.fmean(x["sps"] for x in results)
         engine = "native" if name == "ppo" else "torch"
         lines.append(
-            [one.title, engine, f"{rows:,}", f"{per_update:.3g}", f"{share:.0%}", f"{per_million:.0f}", f"{speed:,.0f}"]
+            [
+                one.title,
+                engine,
+                f"{rows:,}",
+                milliseconds(per_update),
+                f"{share:.0%}",
+                f"{per_million:.0f}",
+                f"{speed:,.0f}",
+            ]
         )
     columns = ["algorithm", "engine", "rows an update", "ms an update", "share of the run", "s of updates, 1M steps",
                "steps/s"]  # fmt: skip
@@ -157,13 +161,14 @@ def settings_table() -> str:
     """Every setting that an algorithm states, and where they are from."""
     lines = []
     for one in ALGORITHMS.values():
-        stated = {**one.fields, **{f"{name} (own)": x for name, x in one.settings.items()}}
-        lines.append([one.title, ", ".join(f"{name} {_text(x)}" for name, x in stated.items()), one.source])
-    return table(["algorithm", "settings", "from"], lines)
+        stated = {name: x for name, x in one.fields.items() if name not in ("run_dir", "device", "engine")}
+        texts = [", ".join(f"{name} {_text(x)}" for name, x in part.items()) for part in (stated, one.settings)]
+        lines.append([one.title, *texts, one.source])
+    return table(["algorithm", "of `pyppo.Config`", "its own", "from"], lines)
 
 
 def _text(value: Any) -> str:
-    return "×".join(f"{x:g}" for x in value) if isinstance(value, (tuple, list)) else str(value)
+    return ", ".join(f"{x:g}" for x in value).join("()") if isinstance(value, (tuple, list)) else str(value)
 
 
 def curves(runs: Runs) -> dict[str, dict[str, list[Any]]]:
@@ -183,8 +188,8 @@ def cost_table(path: Path) -> str:
         return "Not measured yet."
     found = json.loads(path.read_text())
     lines = [
-        [row["title"], f"{row['same_ms']:.3g}", f"{row['own_rows']:,}", f"{row['own_ms']:.3g}",
-         f"{row['own_seconds_1m']:.1f}"]
+        [row["title"], milliseconds(row["same_ms"]), f"{row['own_rows']:,}", milliseconds(row["own_ms"]),
+         f"{row['own_seconds_1m']:,.0f}"]
         for row in found["rows"]
     ]  # fmt: skip
     columns = [

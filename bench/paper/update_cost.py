@@ -116,6 +116,11 @@ def measure(env_id: str, seconds: float, iterations: int) -> dict[str, Any]:
     return {"env_id": env_id, "rows_same": trainer.config.batch_size, "samples": samples, "rows": rows}
 
 
+def milliseconds(ms: float) -> str:
+    """With the digits that mean something."""
+    return f"{ms:,.0f}" if ms >= 100 else f"{ms:.1f}" if ms >= 10 else f"{ms:.2f}"
+
+
 def check(updates: Mapping[str, Callable[[], Mapping[str, float]]]) -> None:
     """An update that takes no step would cost nothing and mean nothing."""
     if idle := [name for name, update in updates.items() if not update()["updates"] > 0]:
@@ -140,9 +145,10 @@ def main(arguments: list[str] | None = None) -> None:
     warn_if_busy(facts)
     found = measure(given.env, given.seconds, given.iterations)
     rows = [
-        [x["title"], f"{x['same_ms']:.3g}", f"{x['own_rows']:,}", f"{x['own_ms']:.3g}", f"{x['own_seconds_1m']:.1f}"]
+        [x["title"], milliseconds(x["same_ms"]), f"{x['own_rows']:,}", milliseconds(x["own_ms"]),
+         f"{x['own_seconds_1m']:,.0f}"]
         for x in found["rows"]
-    ]
+    ]  # fmt: skip
     columns = ["update", f"ms, {found['rows_same']} rows", "own rows", "ms on these", "s in 1M steps"]
     show_table(given.env, columns, rows)
     console.print("docs/results.md takes these through figure3.py --report")
