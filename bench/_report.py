@@ -23,7 +23,7 @@ def interval(found: Interval, text: str = ".2f") -> str:
 
 
 def provenance(records: Iterable[Record]) -> str:
-    """How many runs, when, on what, of which commit, and how long they took together."""
+    """How many runs, when, on what, of which commit, and the CPU time of all."""
     records = list(records)
     if not records:
         return "Not run yet."
@@ -31,10 +31,10 @@ def provenance(records: Iterable[Record]) -> str:
     commits = sorted({record["commit"] for record in records if "commit" in record})
     machines = sorted({_machine(record) for record in records if "machine" in record})
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}" if dates else "no date"
-    took = duration(sum(record["seconds"] for record in records))
+    took = duration(sum(record.get("cpu_seconds", 0.0) for record in records))
     runs = f"{len(records)} run{'s' if len(records) > 1 else ''}"
     what = f"commit {', '.join(commits) or 'unknown'}; {'; '.join(machines) or 'machine unknown'}"
-    return f"{runs}, {when}, {what}; {took} of runs one after another."
+    return f"{runs}, {when}, {what}; {took} of CPU time."
 
 
 def _machine(record: Record) -> str:

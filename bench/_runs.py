@@ -4,9 +4,10 @@
     failures = run_jobs(jobs, Path("results.jsonl"), parallel=2)
     results = {key: record["result"] for key, record in finished(jobs, Path("results.jsonl")).items()}
 
-The file has one JSON object a line: key, arguments, result, seconds, finished (date), commit, machine. A job is done if
-a line has its key and its arguments, so changed settings are new runs. What is broken off leaves no line; a line that
-is only half there counts for nothing. Several calls may work on one file: each job is locked by who runs it.
+The file has one JSON object a line: key, arguments, result, seconds, cpu_seconds (of its process), finished (date),
+commit, machine. A job is done if a line has its key and its arguments, so changed settings are new runs. What is broken
+off leaves no line; a line that is only half there counts for nothing. Several calls may work on one file: each job is
+locked by who runs it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from _common import console, machine
 
 Record = dict[str, Any]
 _THREADS = ("PYPPO_NUM_THREADS", "OMP_NUM_THREADS")
+_CODE = (":(top)pyppo", ":(top)csrc", ":(top)bench", ":(top,exclude)bench/results")
 _POLL = 0.5  # seconds between looks at whether a process has ended without a word
 
 
@@ -151,7 +153,7 @@ def run_jobs(jobs: Sequence[Job], path: Path, *, parallel: int = 1) -> list[Fail
     """Run the jobs that are not done, in their order, `parallel` at a time, and append their results to `path`.
 
     Each runs in a new process (EnvPool hangs after a fork), which gets its share of the cores. A line after each says
-    how many are done and how long the rest takes. Ctrl-C ends the running ones, raises, and loses no more than those.
+    how many are done and how long the rest takes. Ctrl-C ends the running ones and the program; no more is lost.
 
     Returns:
         The jobs that failed; the others went on.
@@ -169,6 +171,9 @@ def run_jobs(jobs: Sequence[Job], path: Path, *, parallel: int = 1) -> list[Fail
     with _share_of_cores(parallel):
         try:
             queue.run()
+        except KeyboardInterrupt:
+            console.print("broken off; the same command goes on from here")
+            raise SystemExit(130) from None
         finally:
             queue.close()
     return queue.failures
@@ -225,10 +230,10 @@ class _Queue:
     def _finish(self, connection: Connection) -> None:
         one = self._running.pop(connection)
         try:
-            result, why = connection.recv()
+            result, why, cpu = connection.recv()
         except EOFError:
             one.process.join()
-            result, why = None, f"the process ended without a result, exit status {one.process.exitcode}"
+            result, why, cpu = None, f"the process ended without a result, exit status {one.process.exitcode}", 0.0
         connection.close()
         one.process.join()
         seconds = time.perf_counter() - one.start
@@ -238,7 +243,8 @@ class _Queue:
         else:
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             record = {"key": one.job.key, "arguments": one.job.arguments, "result": result}
-            _append(self.path, {**record, "seconds": round(seconds, 3), "finished": now, **self._facts}, self._locks)
+            record |= {"seconds": round(seconds, 3), "cpu_seconds": round(cpu, 3), "finished": now, **self._facts}
+            _append(self.path, record, self._locks)
             self._progress.add(one.job, seconds)
         self._locks.release(one.job.identity)
 
@@ -307,12 +313,12 @@ def duration(seconds: float) -> str:
 
 
 def commit() -> str:
-    """The checkout's commit, with "+" where tracked files have changed since; "unknown" outside of one."""
+    """The checkout's commit, with "+" where code has changed since; "unknown" outside of one."""
     here = Path(__file__).parent
     try:
         run = {"cwd": here, "check": True, "capture_output": True, "text": True}
         name = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], **run).stdout.strip()
-        changed = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], **run).stdout.strip()
+        changed = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no", "--", *_CODE], **run).stdout
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return name + ("+" if changed else "")
+    return name + ("+" if changed.strip() else "")

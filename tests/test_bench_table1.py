@@ -35,7 +35,13 @@ def result(score, diverged=None):
 
 
 def record(job, outcome):
-    facts = {"seconds": 60.0, "finished": "2026-11-23T01:00:00+00:00", "commit": "abc", "machine": CPU}
+    facts = {
+        "seconds": 60.0,
+        "cpu_seconds": 50.0,
+        "finished": "2026-11-23T01:00:00+00:00",
+        "commit": "abc",
+        "machine": CPU,
+    }
     return {"key": job.key, "arguments": job.arguments, "result": outcome, **facts}
 
 

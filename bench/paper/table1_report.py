@@ -172,13 +172,15 @@ def report(found: Table) -> str:
         return f"{title} Not run yet."
     steps = records[0]["arguments"]["fields"]["total_timesteps"]
     held = f"{len(records)} of {found.asked} runs of {steps:,} steps. {provenance(records)}"
+    parts = [f"{title} {held}"]
     try:
-        parts = [aggregate_table(found), score_table(found), scale_table(found)]
+        parts += [aggregate_table(found), scale_table(found)]
     except ValueError as error:
-        return f"{title} {held} No scale: {error}"
+        parts.append(f"No scale. {error}.")
+    parts.append(score_table(found))
     if compared := comparisons(found):
         parts.append(comparison_table(compared))
-    return "\n\n".join([f"{title} {held}", *parts])
+    return "\n\n".join(parts)
 
 
 def curves(found: Table) -> dict[str, dict[str, list[Any]]]:
