@@ -345,13 +345,15 @@ def test_an_engine_of_another_kind_is_refused(programs):
         programs["trpo"].train("probe", 1, 100, envs=probes.ObservationAction(), **fields)
 
 
-def test_shared_layers_are_refused(programs):
+def test_shared_layers_and_masks_are_refused(programs):
     config = Config(env_id="made up", norm_obs=False)
     distribution = Distribution.from_space(ACTIONS["discrete"])
-    obs_space = spaces.Dict({"obs": spaces.Box(-1.0, 1.0, (3,), np.float32)})
-    policy = MLPPolicy(obs_space, distribution, shared_trunk=True)
-    with pytest.raises(ValueError, match="must share nothing"):
-        programs["_loop"].PolicyGradientEngine(policy, config, CPU, distribution)
+    entries = {"obs": spaces.Box(-1.0, 1.0, (3,), np.float32)}
+    shared = MLPPolicy(spaces.Dict(entries), distribution, shared_trunk=True)
+    masked = MLPPolicy(spaces.Dict({**entries, "action_mask": spaces.MultiBinary(4)}), distribution)
+    for policy, why in ((shared, "must share nothing"), (masked, "has action masks")):
+        with pytest.raises(ValueError, match=why):
+            programs["_loop"].PolicyGradientEngine(policy, config, CPU, distribution)
 
 
 PROBE = {"gamma": 0.8, "norm_obs": False, "norm_reward": False, "hidden_sizes": (16,)}

@@ -85,13 +85,14 @@ class PolicyGradientEngine(TorchEngine):
     """Acts as `TorchEngine` does; a subclass writes `improve`, the update from one rollout's rows.
 
     Args:
-        policy: an actor and a critic that share nothing. config, device, distribution: as for `TorchEngine`.
+        policy: an actor and a critic that share nothing, without action masks. config, device, distribution: as for
+            `TorchEngine`.
 
     Attributes:
         actor_parameters, critic_parameters: the parameters of each.
 
     Raises:
-        ValueError: actor and critic share layers.
+        ValueError: actor and critic share layers, or there is an action mask.
     """
 
     def __init__(self, policy: nn.Module, config: Config, device: torch.device, distribution: Distribution) -> None:
@@ -102,6 +103,8 @@ class PolicyGradientEngine(TorchEngine):
             actor.append(self.policy.log_std)
         if len(actor) + len(critic) != len(list(policy.parameters())):
             raise ValueError("shared_trunk or network makes actor and critic share layers; they must share nothing")
+        if self.policy.masked:
+            raise ValueError("the environment has action masks; these programs do not know them")
         self.actor_parameters, self.critic_parameters = actor, critic
 
     def improve(self, data: Minibatch, schedule: Schedule, iteration: int) -> dict[str, float]:
