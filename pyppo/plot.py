@@ -134,8 +134,12 @@ def _figure(count: int, size: tuple[float, float]) -> tuple[Any, list[Any]]:
 
 
 def _finish(figure: Any, axes: Sequence[Any], titles: Sequence[str], path: str | Path) -> Path:
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
     for axis, title in zip(axes, titles, strict=True):
         axis.set(title=title, xlabel="environment steps", ylabel=f"return, mean of last {SCORE_EPISODES} episodes")
+        axis.xaxis.set_major_locator(MaxNLocator(6))
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # 200k: the labels of small pictures would meet
         axis.grid(alpha=0.3)
         axis.margins(x=0)
     path = Path(path)

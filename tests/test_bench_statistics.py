@@ -91,10 +91,10 @@ def test_probability_of_improvement_counts_pairs(statistics, ours, theirs, expec
 
 def test_probability_of_improvement_of_two_normal_laws(statistics):
     random = np.random.default_rng(3)
-    ours, theirs = random.normal(1.0, 1.0, (2, 400)), random.normal(0.0, 1.0, (2, 400))
-    found = statistics.probability_of_improvement(ours, theirs, samples=100)
-    assert found.value == pytest.approx(0.7602, abs=0.03)  # the normal distribution function at 1 / sqrt(2)
-    assert found.high - found.low < 0.1
+    ours, theirs = random.normal(1.0, 1.0, (2, 200)), random.normal(0.0, 1.0, (2, 200))
+    found = statistics.probability_of_improvement(ours, theirs, samples=60)
+    assert found.value == pytest.approx(0.7602, abs=0.04)  # the normal distribution function at 1 / sqrt(2)
+    assert found.high - found.low < 0.15
 
 
 def test_same_seed_same_interval(statistics):

@@ -112,7 +112,7 @@ def test_random_is_0_and_the_best_mean_1(table1):
     assert found["no clipping"][env_id] == [-3.0]
     assert found["clip 0.1"][other] == [1.0]
     assert report.strata(found["clip 0.1"]) is None  # not run in all
-    with pytest.raises(ValueError, match="above the random policy's 300"):
+    with pytest.raises(ValueError, match="above the random policy's, 300"):
         report.scaled(scores, random | {env_id: 300.0}, {env_id: 200.0})
 
 

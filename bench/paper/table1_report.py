@@ -86,9 +86,8 @@ def scaled(scores: Scores, random: dict[str, float], best: dict[str, float]) -> 
     """
     for env_id, top in best.items():
         if not top > random[env_id]:
-            raise ValueError(
-                f"{env_id}: the best result is {top}; it must be above the random policy's {random[env_id]}"
-            )
+            found, chance = score_text(top), score_text(random[env_id])
+            raise ValueError(f"{env_id}: the best result is {found}; it must be above the random policy's, {chance}")
     return {
         variant: {e: [(x - random[e]) / (best[e] - random[e]) for x in runs] for e, runs in by_env.items()}
         for variant, by_env in scores.items()
