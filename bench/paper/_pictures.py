@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 Curve = Sequence[Sequence[float]]
 """[steps, values]."""
@@ -31,6 +32,7 @@ def draw_curves(axis: Any, curves: Sequence[Curve], color: str, label: str) -> N
     steps = np.linspace(first, max(first, last), 200)
     logs = [np.interp(steps, curve[0], np.log(np.maximum(curve[1], 1e-12))) for curve in curves]
     axis.plot(steps, np.exp(np.mean(logs, axis=0)), color=color, lw=1.4, label=label)
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # 200k
 
 
 def draw_settings(axis: Any, values: Mapping[str, Sequence[float]], color: str, label: str) -> None:
