@@ -1,33 +1,45 @@
-"""What scores does training reach? One environment over several seeds, each in a process of its own.
+"""What scores does training reach? The suite (bench/suite.py), or one environment, over several seeds.
 
+    python bench/learning.py [--only ENV ...] [--engine auto] [--seeds 1 2 3] [--parallel 2] [--report]
     python bench/learning.py ENV [--seeds 1 2 3] [--parallel 2] [--set FIELD=VALUE ...] [--json FILE]
 
 A seed's score is the mean return of its last 100 training episodes. "±" is the standard deviation over seeds (divided
-by their number); scores of evaluation episodes are another thing and are shown apart. `--solved SCORE` says when the
-mean of a hundred episodes first reached it: after how many steps, and seconds from the call of `train`.
+by their number); scores of evaluation episodes are another thing and are shown apart.
+
+The suite runs what its results file lacks, and then, or with --report and nothing run, writes its part of
+docs/results.md and its picture. One environment has its preset and --set; its runs are kept if --results names a file.
+`--solved SCORE` says when the mean of a hundred episodes first reached it: after how many steps and seconds.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import multiprocessing
-import os
 import statistics
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+import learning_report
 from _common import console, machine, parse_fields, score_text, show_facts, show_table, write_json
+from _runs import Job, finished, run_jobs
+from _training import train_run
+from own_envs import OWN
+from suite import SUITE, Task, config_of, engine_of
+from tables import ROOT
 
 import pyppo
-from pyppo.checkpoint import parameter_sha256
+
+EPISODES = 20
+"""Of each evaluation in the suite."""
 
 
-def run(env_id: str, fields: Mapping[str, Any], seed: int, episodes: int, solved: float | None) -> dict[str, Any]:
-    """Train with one seed; its score and what identifies the result."""
+def train(config: Mapping[str, Any], episodes: int, solved: float | None = None) -> dict[str, Any]:
+    """One run; what `train_run` gives, and when it first reached `solved`."""
+    settings = pyppo.Config.from_dict(config)
+    own = OWN.get(settings.env_id)
     reached: dict[str, float] = {}
     start = time.perf_counter()
 
@@ -35,42 +47,56 @@ def run(env_id: str, fields: Mapping[str, Any], seed: int, episodes: int, solved
         if solved is not None and not reached and row["episodes_total"] >= 100 and row["episode_return"] >= solved:
             reached.update(steps=row["step"], seconds=time.perf_counter() - start)
 
-    result = pyppo.train(env_id, quiet=True, callbacks=[note], **{**fields, "seed": seed})
-    history = result.history
-    evaluation = pyppo.evaluate(result.policy, env_id, episodes=episodes) if episodes else None
-    return {
-        "seed": seed,
-        "score": history["episode_return"][-1],
-        "best": max((x for x in history["episode_return"] if not math.isnan(x)), default=math.nan),
-        "evaluation": evaluation.mean if evaluation else None,
-        "evaluation_std": evaluation.std if evaluation else None,
-        "steps": int(history["step"][-1]),
-        "seconds": history["time"][-1],
-        "solved_steps": reached.get("steps"),
-        "solved_seconds": reached.get("seconds"),
-        "sha256": parameter_sha256(result.policy),
-        "run_dir": str(result.run_dir) if result.run_dir else None,
-    }
+    def evaluate(policy: Any) -> pyppo.Evaluation:
+        envs = None if own is None else own(min(episodes, 16))
+        return pyppo.evaluate(policy, settings.env_id, episodes=episodes, envs=envs)
+
+    envs = None if own is None else own(settings.num_envs)
+    result = train_run(settings, envs, callbacks=[note], evaluate=evaluate if episodes else None)
+    return {**result, "solved_steps": reached.get("steps"), "solved_seconds": reached.get("seconds")}
 
 
-def run_all(
-    env_id: str, fields: Mapping[str, Any], seeds: Sequence[int], parallel: int, episodes: int, solved: float | None
-) -> list[Any]:
-    """Each seed in a new process, some at a time; each kernel pool gets its share of the cores."""
-    os.environ["PYPPO_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // parallel))
-    spawn = multiprocessing.get_context("spawn")  # EnvPool hangs after a fork
-    done = []
-    with ProcessPoolExecutor(parallel, mp_context=spawn, max_tasks_per_child=1) as processes:
-        waiting = [processes.submit(run, env_id, fields, seed, episodes, solved) for seed in seeds]
-        for future in as_completed(waiting):
-            done.append(future.result())
-            console.print(f"seed {done[-1]['seed']}: {score_text(done[-1]['score'])} after {done[-1]['seconds']:.0f} s")
-    return sorted(done, key=lambda one: one["seed"])
+# --- the suite ------------------------------------------------------------------------------------------------------
+
+
+def jobs_of(tasks: Sequence[Task], engine: Any, seeds: Sequence[int] | None, steps: int | None) -> list[Job]:
+    """Seed by seed, so that whatever is done is the suite at fewer seeds."""
+    jobs = []
+    most = max((task.seeds for task in tasks), default=0)
+    for seed in seeds or range(1, most + 1):
+        for task in tasks:
+            which = engine_of(task, engine)
+            if which is not None and (seeds or seed <= task.seeds):
+                config = config_of(task, which, seed, steps)
+                arguments = {"config": config.to_dict(), "episodes": EPISODES}
+                key = f"{task.env_id}/{which}/s{seed}"
+                jobs.append(Job(key, train, arguments, float(config.total_timesteps)))
+    return jobs
+
+
+def run_suite(given: argparse.Namespace) -> None:
+    names = [task.env_id for task in SUITE]
+    if unknown := [name for name in given.only or [] if name not in names]:
+        raise SystemExit(f"--only has {unknown[0]!r}; it must be of {', '.join(names)}")
+    if given.set or given.json or given.solved is not None or given.at_least is not None:
+        raise SystemExit("--set, --json, --solved and --at-least are of one environment; name it")
+    tasks = [task for task in SUITE if not given.only or task.env_id in given.only]
+    jobs = jobs_of(tasks, given.engine, given.seeds, given.steps)
+    results = given.results or ROOT / "bench/results/suite.jsonl"
+    failures = [] if given.report else run_jobs(jobs, results, parallel=given.parallel)
+    seeds = sorted({*range(1, max(task.seeds for task in SUITE) + 1), *(given.seeds or [])})
+    every = [job for engine in ("native", "torch") for job in jobs_of(SUITE, engine, seeds, given.steps)]
+    learning_report.write(finished(every, results), given.docs)
+    if failures:
+        raise SystemExit(f"{len(failures)} of the runs failed; the same command tries them again")
+
+
+# --- one environment ------------------------------------------------------------------------------------------------
 
 
 def summarize(runs: Sequence[Mapping[str, Any]], at_least: float | None) -> dict[str, Any]:
     """Over the seeds."""
-    scores = [one["score"] for one in runs]
+    scores = [math.nan if one["score"] is None else one["score"] for one in runs]
     summary = {"mean": statistics.fmean(scores), "std": statistics.pstdev(scores)}
     summary |= {"least": min(scores), "most": max(scores)}
     if at_least is not None:
@@ -89,7 +115,8 @@ def show(env_id: str, runs: Sequence[Mapping[str, Any]], summary: Mapping[str, A
         evaluation += "" if one["evaluation"] is None else f" ± {score_text(one['evaluation_std'])}"
         solved = "" if one["solved_steps"] is None else f"{one['solved_steps']:,.0f} ({one['solved_seconds']:.2f} s)"
         sizes = [f"{one['steps']:,}", f"{one['seconds']:.0f}", solved, one["sha256"][:12]]
-        rows.append([str(one["seed"]), score_text(one["score"]), evaluation, *sizes])
+        score = "–" if one["score"] is None else score_text(one["score"])
+        rows.append([str(one["seed"]), score, evaluation, *sizes])
     show_table(env_id, ["seed", "score", "evaluation", "steps", "seconds", "solved after", "parameters"], rows)
     mean, std, least, most = (score_text(summary[key]) for key in ("mean", "std", "least", "most"))
     line = f"{env_id}: {mean} ± {std} over {len(runs)} seeds (least {least}, most {most})"
@@ -101,30 +128,65 @@ def show(env_id: str, runs: Sequence[Mapping[str, Any]], summary: Mapping[str, A
     console.print(line)
 
 
+def run_one(given: argparse.Namespace) -> None:
+    if given.only or given.report:
+        raise SystemExit("--only and --report are of the suite; leave the environment out")
+    fields = {"engine": given.engine, **parse_fields(given.set)}
+    if given.steps is not None:
+        fields["total_timesteps"] = given.steps
+    config = pyppo.Config.for_env(given.env, **fields)
+    facts = machine()
+    show_facts("machine", facts)
+    seeds = given.seeds or [1, 2, 3]
+    jobs = []
+    for seed in seeds:
+        arguments = {"config": config.replace(seed=seed).to_dict(), "episodes": given.evaluate, "solved": given.solved}
+        jobs.append(Job(f"{given.env}/s{seed}", train, arguments, float(config.total_timesteps)))
+    with tempfile.TemporaryDirectory() as folder:
+        results = given.results or Path(folder) / "runs.jsonl"
+        failures = run_jobs(jobs, results, parallel=given.parallel)
+        done = finished(jobs, results)
+    runs = [{"seed": record["arguments"]["config"]["seed"], **record["result"]} for record in done.values()]
+    for one in runs:
+        del one["curve"]
+    if runs:
+        summary = summarize(runs, given.at_least)
+        show(given.env, runs, summary, given.at_least)
+        report = {"env_id": given.env, "summary": summary, "runs": runs, "config": config.to_dict(), "machine": facts}
+        write_json(given.json, report)
+    if failures:
+        raise SystemExit(f"{len(failures)} of {len(jobs)} runs failed")
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("env", metavar="ENV", help="an environment of EnvPool")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="default: 1 2 3")
+    parser.add_argument("env", metavar="ENV", nargs="?", help="an environment of EnvPool; without it, the suite")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", help="default: 1 2 3; of the suite, 1 up to each environment's number"
+    )
     parser.add_argument("--parallel", type=int, default=1, help="processes at a time (default: 1)")
-    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="fields of Config")
-    parser.add_argument("--evaluate", type=int, default=0, metavar="EPISODES", help="also evaluate each policy")
-    parser.add_argument("--at-least", type=float, metavar="SCORE", help="count the seeds that reach it")
-    parser.add_argument("--solved", type=float, metavar="SCORE", help="say when it was first reached")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores")
+    parser.add_argument("--engine", choices=("auto", "native", "torch"), default="auto", help="default: auto")
+    parser.add_argument("--steps", type=int, help="in place of the environments' own total_timesteps")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="of runs; the suite's: bench/results/suite.jsonl")
+    suite = parser.add_argument_group("the suite")
+    suite.add_argument("--only", nargs="+", metavar="ENV", help="of the suite's environments")
+    suite.add_argument("--report", action="store_true", help="run nothing")
+    suite.add_argument("--docs", type=Path, default=ROOT / "docs", metavar="FOLDER", help="of results.md and images/")
+    one = parser.add_argument_group("one environment")
+    one.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="fields of Config")
+    one.add_argument("--evaluate", type=int, default=0, metavar="EPISODES", help="also evaluate each policy")
+    one.add_argument("--at-least", type=float, metavar="SCORE", help="count the seeds that reach it")
+    one.add_argument("--solved", type=float, metavar="SCORE", help="say when it was first reached")
+    one.add_argument("--json", type=Path, metavar="FILE", help="write the scores")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:
     given = parse(arguments)
-    fields = parse_fields(given.set)
-    config = pyppo.Config.for_env(given.env, **fields)
-    facts = machine()
-    show_facts("machine", facts)
-    runs = run_all(given.env, fields, given.seeds, given.parallel, given.evaluate, given.solved)
-    summary = summarize(runs, given.at_least)
-    show(given.env, runs, summary, given.at_least)
-    report = {"env_id": given.env, "summary": summary, "runs": runs, "config": config.to_dict(), "machine": facts}
-    write_json(given.json, report)
+    if given.env is None:
+        run_suite(given)
+    else:
+        run_one(given)
 
 
 if __name__ == "__main__":

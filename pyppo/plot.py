@@ -12,7 +12,7 @@ from pyppo.checkpoint import read_config
 from pyppo.config import Config
 from pyppo.report import SCORE_EPISODES, read_metrics
 
-_Curve = tuple[np.ndarray, np.ndarray]  # steps and returns
+Curve = tuple[np.ndarray, np.ndarray]  # steps and returns
 _POINTS = 400  # of the common grid that seeds are averaged on
 _INCIDENTAL = ("seed", "run_dir", "save_interval", "env_threads", "one_core", "torch_threads", "device", "engine")
 
@@ -23,7 +23,7 @@ def plot_history(history: Mapping[str, Sequence[float]], path: str | Path, *, ti
     Raises:
         ValueError: no episode has finished, so there is nothing to draw.
     """
-    figure, axes = _figure(1)
+    figure, axes = _figure(1, (6.0, 4.0))
     axes[0].plot(*_curve(history, "history"), color="C0")
     return _finish(figure, axes, [title], path)
 
@@ -39,18 +39,36 @@ def plot_runs(runs: Sequence[str | Path], path: str | Path) -> Path:
     """
     if not runs:
         raise ValueError("runs is empty; it must name at least one run folder")
-    groups = _group(runs)
-    names = list(groups)
-    figure, axes = _figure(len(names))
-    for axis, env_id in zip(axes, names, strict=True):
-        for color, (label, by_seed) in enumerate(groups[env_id].items()):
-            steps, returns = _align([curve for _, curve in by_seed])
-            count = _count([seed for seed, _ in by_seed])
-            axis.plot(steps, returns.mean(axis=0), color=f"C{color}", label=f"{label} ({count})" if label else count)
-            if len(by_seed) > 1:
+    panels = {
+        env_id: {_labelled(label, by_seed): [curve for _, curve in by_seed] for label, by_seed in curves.items()}
+        for env_id, curves in _group(runs).items()
+    }
+    return draw(panels, path)
+
+
+def draw(
+    panels: Mapping[str, Mapping[str, Sequence[Curve]]], path: str | Path, *, size: tuple[float, float] = (6.0, 4.0)
+) -> Path:
+    """Draw a picture a title, and in it a line a label: its curves' mean, with a band from the lowest to the highest.
+
+    Args:
+        panels: curves by title and label; a curve is its steps and returns, arrays of one length.
+        size: of one picture, in inches.
+    """
+    figure, axes = _figure(len(panels), size)
+    for axis, lines in zip(axes, panels.values(), strict=True):
+        for color, (label, curves) in enumerate(lines.items()):
+            steps, returns = _align(curves)
+            axis.plot(steps, returns.mean(axis=0), color=f"C{color}", label=label)
+            if len(curves) > 1:
                 axis.fill_between(steps, returns.min(axis=0), returns.max(axis=0), color=f"C{color}", alpha=0.2, lw=0)
         axis.legend(loc="best", frameon=False)
-    return _finish(figure, axes, names, path)
+    return _finish(figure, axes, list(panels), path)
+
+
+def _labelled(label: str, by_seed: Sequence[tuple[int, Curve]]) -> str:
+    count = _count([seed for seed, _ in by_seed])
+    return f"{label} ({count})" if label else count
 
 
 def _count(seeds: Sequence[int]) -> str:
@@ -59,10 +77,10 @@ def _count(seeds: Sequence[int]) -> str:
     return f"{len(seeds)} {what}{'s' if len(seeds) > 1 else ''}"
 
 
-def _group(runs: Sequence[str | Path]) -> dict[str, dict[str, list[tuple[int, _Curve]]]]:
+def _group(runs: Sequence[str | Path]) -> dict[str, dict[str, list[tuple[int, Curve]]]]:
     """Seeds and curves by environment, then by a label that names the settings in which its runs differ from others."""
     configs = [read_config(Path(run)) for run in runs]
-    groups: dict[str, dict[str, list[tuple[int, _Curve]]]] = {}
+    groups: dict[str, dict[str, list[tuple[int, Curve]]]] = {}
     for run, config in zip(runs, configs, strict=True):
         same_env = [other for other in configs if other.env_id == config.env_id]
         label = ", ".join(f"{name} {value}" for name, value in _differences(config, same_env).items())
@@ -83,7 +101,7 @@ def _differences(config: Config, others: Sequence[Config]) -> dict[str, Any]:
     }
 
 
-def _curve(history: Mapping[str, Sequence[float]], name: str) -> _Curve:
+def _curve(history: Mapping[str, Sequence[float]], name: str) -> Curve:
     steps = np.asarray(history.get("step", ()), dtype=float)
     returns = np.asarray(history.get("episode_return", ()), dtype=float)
     known = np.isfinite(returns)
@@ -92,7 +110,7 @@ def _curve(history: Mapping[str, Sequence[float]], name: str) -> _Curve:
     return steps[known], returns[known]
 
 
-def _align(curves: Sequence[_Curve]) -> tuple[np.ndarray, np.ndarray]:
+def _align(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:
     """Curves on one grid of steps [P], returns [runs, P]; a single curve keeps its own points."""
     if len(curves) == 1:
         return curves[0][0], curves[0][1][None]
@@ -101,13 +119,13 @@ def _align(curves: Sequence[_Curve]) -> tuple[np.ndarray, np.ndarray]:
     return grid, np.stack([np.interp(grid, steps, returns) for steps, returns in curves])
 
 
-def _figure(count: int) -> tuple[Any, list[Any]]:
+def _figure(count: int, size: tuple[float, float]) -> tuple[Any, list[Any]]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     columns = min(count, 3)
     rows = -(-count // columns)
-    figure = Figure(figsize=(6.0 * columns, 4.0 * rows), layout="constrained")
+    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
     FigureCanvasAgg(figure)  # never pyplot: that would choose a display, and keep the figure alive
     axes = list(np.atleast_1d(figure.subplots(rows, columns)).ravel())
     for axis in axes[count:]:
@@ -116,8 +134,12 @@ def _figure(count: int) -> tuple[Any, list[Any]]:
 
 
 def _finish(figure: Any, axes: Sequence[Any], titles: Sequence[str], path: str | Path) -> Path:
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
     for axis, title in zip(axes, titles, strict=True):
         axis.set(title=title, xlabel="environment steps", ylabel=f"return, mean of last {SCORE_EPISODES} episodes")
+        axis.xaxis.set_major_locator(MaxNLocator(6))
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # 200k: the labels of small pictures would meet
         axis.grid(alpha=0.3)
         axis.margins(x=0)
     path = Path(path)

@@ -106,12 +106,18 @@ def test_pyppo_command_parses(command, nothing_runs, capsys):
     assert status == 0 or (status == 2 and "it would start now" in said.err), said.err
 
 
+def _is_of_bench(module) -> bool:
+    return (getattr(module, "__file__", None) or "").startswith(str(ROOT / "bench"))
+
+
 @pytest.mark.parametrize("command", documented("python bench/"))
 def test_bench_command_parses(command, monkeypatch):
     pytest.importorskip("envpool")
     script, *arguments = shlex.split(command)[1:]
     assert (ROOT / script).is_file()
+    before = set(sys.modules)
     monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    monkeypatch.syspath_prepend(str((ROOT / script).parent))
     module = importlib.import_module(Path(script).stem)
     try:
         module.parse(arguments)
@@ -119,8 +125,9 @@ def test_bench_command_parses(command, monkeypatch):
             fields = importlib.import_module("_common").parse_fields(module.parse(arguments).set)
             importlib.import_module("pyppo").Config.for_env("CartPole-v1", **fields)
     finally:
-        for name in (module.__name__, "_common", "_baselines"):
-            sys.modules.pop(name, None)
+        ours = [name for name in set(sys.modules) - before if _is_of_bench(sys.modules[name])]
+        for name in ours:
+            del sys.modules[name]
 
 
 def test_the_two_commands_of_the_readme():

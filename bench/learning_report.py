@@ -1,0 +1,120 @@
+"""The suite's table and picture, from its runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from _common import console, score_text
+from _report import plus_minus, provenance
+from _run_statistics import iqm_interval, mean_std
+from _runs import Record
+from suite import SUITE, Task
+from tables import fill, table
+
+from pyppo.plot import Curve, draw
+
+ENGINES = ("native", "torch")
+
+
+def runs_of(done: Mapping[str, Record], task: Task, engine: str) -> list[Record]:
+    """The task's runs on an engine, by seed."""
+    runs = [record for key, record in done.items() if key.startswith(f"{task.env_id}/{engine}/")]
+    return sorted(runs, key=lambda record: record["arguments"]["config"]["seed"])
+
+
+def scores_of(runs: Sequence[Record], which: str) -> list[float]:
+    """Training or evaluation scores, where there are any."""
+    name = "score" if which == "training" else "evaluation"
+    return [record["result"][name] for record in runs if record["result"][name] is not None]
+
+
+def verdict(task: Task, runs: Sequence[Record]) -> str:
+    """Whether the gate is met; a run without a score meets none."""
+    if task.gate is None:
+        return "–"
+    scores = scores_of(runs, task.of)
+    reached = sum(score >= task.gate for score in scores)
+    met = reached == len(runs) if task.every else len(scores) == len(runs) and mean_std(scores)[0] >= task.gate
+    count = f"{reached} of {len(runs)}"
+    missing = f", {task.seeds - len(runs)} runs to come" if len(runs) < task.seeds else ""
+    return f"{'met' if met else 'missed'} ({count}{missing})"
+
+
+def gate_text(task: Task) -> str:
+    """What is asked."""
+    if task.gate is None:
+        return "to be set"
+    return f"{'every' if task.every else 'mean'} {task.of} ≥ {task.gate:g}"
+
+
+def row(task: Task, engine: str, runs: Sequence[Record]) -> list[str]:
+    """A line of the table."""
+    training, evaluation = scores_of(runs, "training"), scores_of(runs, "evaluation")
+    middle = "–"
+    if training:
+        found = iqm_interval([training])
+        middle = f"{score_text(found.value)} [{score_text(found.low)}, {score_text(found.high)}]"
+    seconds = np.median([record["result"]["seconds"] for record in runs])
+    speed = np.median([record["result"]["sps"] for record in runs])
+    steps = runs[0]["arguments"]["config"]["total_timesteps"]
+    scores = [plus_minus(training), middle, plus_minus(evaluation)]
+    return [task.env_id, engine, f"{steps:,}", str(len(runs)), *scores, task.reference, gate_text(task),
+            verdict(task, runs), f"{seconds:.0f}", f"{speed:,.0f}"]  # fmt: skip
+
+
+COLUMNS = (
+    "environment", "engine", "steps", "runs", "training", "interquartile mean [95 %]", "evaluation", "reference",
+    "gate", "reached", "seconds a run", "steps/s",
+)  # fmt: skip
+
+
+def report(done: Mapping[str, Record]) -> str:
+    """The table, each seed's score, and where runs end in two modes."""
+    if not done:
+        return "Not run yet."
+    lines, seeds, modes = [], [], []
+    for engine in ENGINES:
+        for task in SUITE:
+            if runs := runs_of(done, task, engine):
+                lines.append(row(task, engine, runs))
+                scores = scores_of(runs, "training")
+                seeds.append([task.env_id, engine, ", ".join(map(score_text, scores))])
+                if task.modes is not None:
+                    above = sum(score >= task.modes for score in scores)
+                    counts = f"{above} of {len(scores)} above {task.modes:g}, {len(scores) - above} below"
+                    modes.append(f"{task.env_id} ({engine}) has two modes: {counts}.")
+    missing = [task.env_id for task in SUITE if not any(runs_of(done, task, engine) for engine in ENGINES)]
+    parts = [provenance(done.values()), table(COLUMNS, lines), *modes]
+    if missing:
+        parts.append(f"Not run yet: {', '.join(missing)}.")
+    parts.append("Training scores by seed:\n\n" + table(["environment", "engine", "seeds 1, 2, …"], seeds))
+    return "\n\n".join(parts)
+
+
+def curves(done: Mapping[str, Record]) -> dict[str, dict[str, list[Curve]]]:
+    """A panel an environment, a line an engine."""
+    panels: dict[str, dict[str, list[Curve]]] = {}
+    for task in SUITE:
+        for engine in ENGINES:
+            found = [record["result"]["curve"] for record in runs_of(done, task, engine)]
+            lines = [(np.array(steps), np.array(returns)) for steps, returns in found if steps]
+            if lines:
+                panels.setdefault(task.env_id, {})[f"{engine} ({len(lines)})"] = lines
+    return panels
+
+
+def write(done: Mapping[str, Record], docs: Path) -> None:
+    """Fill the suite's part of results.md and draw its picture."""
+    text = report(done)
+    if panels := curves(done):
+        picture = draw(panels, docs / "images/suite.png", size=(4.4, 3.0))
+        text += f"\n\n![Mean and range over seeds of each environment's return](images/{picture.name})"
+        console.print(f"wrote {picture}")
+    fill(docs / "results.md", "suite", text)
+    for task in SUITE:
+        for engine in ENGINES:
+            if runs := runs_of(done, task, engine):
+                scores = plus_minus(scores_of(runs, task.of))
+                console.print(f"{task.env_id} ({engine}): {task.of} {scores}; {gate_text(task)}: {verdict(task, runs)}")

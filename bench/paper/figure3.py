@@ -1,0 +1,245 @@
+"""Figure 3 of Schulman et al. 2017 (arXiv 1707.06347): PPO and what it replaced, on seven MuJoCo environments.
+
+    python bench/paper/figure3.py [--algorithms ppo trpo a2c vpg] [--only ENV ...] [--seeds 5] [--parallel 2]
+    python bench/paper/figure3.py --report
+
+PPO on the native engine; TRPO, A2C and the vanilla policy gradient as the programs beside this one have them. One call
+runs what is missing and can be broken off at any time. Then, or with --report and nothing run, the table and picture of
+docs/results.md are written from the results file and from that of update_cost.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import _experiments
+import a2c
+import numpy as np
+import trpo
+import vpg
+from _report import provenance
+from _runs import Job, Record, finished, run_jobs
+from table1_settings import ENVIRONMENTS, SETTINGS
+from tables import ROOT, fill, table
+from update_cost import milliseconds
+
+from pyppo.plot import draw
+
+
+class Algorithm(NamedTuple):
+    """What is trained: the fields of `pyppo.Config`, settings of its own, and where they are from."""
+
+    title: str
+    fields: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    source: str
+
+
+ALGORITHMS: dict[str, Algorithm] = {
+    "ppo": Algorithm(
+        "PPO",
+        SETTINGS["X"],
+        {},
+        "The 2017 paper's table 3 with CleanRL's normalisation and limits: setting X of table 1, clip 0.2.",
+    ),
+    "a2c": Algorithm(
+        "A2C",
+        a2c.FIELDS,
+        dataclasses.asdict(a2c.Settings()),
+        "RL Baselines3 Zoo, hyperparams/a2c.yml, what it tuned for PyBullet's locomotion tasks, with 8 environments "
+        "for its 4 and without state-dependent noise; RMSprop of Mnih et al. 2016.",
+    ),
+    "trpo": Algorithm(
+        "TRPO",
+        trpo.FIELDS,
+        dataclasses.asdict(trpo.Settings()),
+        "OpenAI Baselines, trpo_mpi/defaults.py, mujoco(), with PPO's networks; the KL bound of Schulman et al. 2015.",
+    ),
+    "vpg": Algorithm(
+        "vanilla PG, adaptive",
+        vpg.FIELDS,
+        dataclasses.asdict(vpg.Settings()),
+        "The 2017 paper's rollouts; step size and critic of the implementation that its note on figure 3 names, "
+        "homework 4 of Berkeley's CS 294 (2017).",
+    ),
+}
+# The paper's figure 3 after 1M steps, read off its vector curves; the environments were of version 1.
+PAPER: dict[str, dict[str, float]] = {
+    "HalfCheetah-v4": {"ppo": 1830, "a2c": 1003, "trpo": 7, "vpg": 631},
+    "Hopper-v4": {"ppo": 2203, "a2c": 628, "trpo": 2064, "vpg": 2324},
+    "InvertedDoublePendulum-v4": {"ppo": 7910, "a2c": 6681, "trpo": 184, "vpg": 219},
+    "InvertedPendulum-v4": {"ppo": 963, "a2c": 1000, "trpo": 911, "vpg": 974},
+    "Reacher-v4": {"ppo": -7, "a2c": -25, "trpo": -116, "vpg": -11},
+    "Swimmer-v4": {"ppo": 107, "a2c": 27, "trpo": 121, "vpg": 63},
+    "Walker2d-v4": {"ppo": 2909, "a2c": 734, "trpo": 1066, "vpg": 1215},
+}
+
+
+def run_key(algorithm: str, env_id: str, seed: int) -> str:
+    return f"{algorithm}/{env_id}/s{seed}"
+
+
+def jobs_of(algorithms: Sequence[str], environments: Sequence[str], seeds: int, steps: int) -> list[Job]:
+    """Seed by seed, so that whatever is done is a whole table of fewer seeds."""
+    jobs = []
+    for seed in range(1, seeds + 1):
+        for env_id in environments:
+            for name in algorithms:
+                fields = {**ALGORITHMS[name].fields, "total_timesteps": steps}
+                arguments = {"algorithm": name, "env_id": env_id, "seed": seed, "fields": fields}
+                arguments["settings"] = ALGORITHMS[name].settings
+                jobs.append(Job(run_key(name, env_id, seed), _experiments.run_algorithm, arguments, float(steps)))
+    return jobs
+
+
+# --- the report -----------------------------------------------------------------------------------------------------
+
+Runs = Mapping[tuple[str, str], list[Record]]
+"""The finished runs of an algorithm in an environment, seed by seed."""
+
+
+def by_cell(jobs: Sequence[Job], results: Path) -> Runs:
+    """The runs that are there."""
+    cells: dict[tuple[str, str], list[Record]] = {}
+    for record in finished(jobs, results).values():
+        cells.setdefault((record["arguments"]["algorithm"], record["arguments"]["env_id"]), []).append(record)
+    return cells
+
+
+def score_table(runs: Runs) -> str:
+    """Ours, mean ± deviation over seeds, beside the paper's."""
+    lines = []
+    for env_id in ENVIRONMENTS:
+        line = [env_id]
+        for name in ALGORITHMS:
+            line += [_experiments.scores_text(runs.get((name, env_id), [])), f"{PAPER[env_id][name]:g}"]
+        lines.append(line)
+    columns = [cell for one in ALGORITHMS.values() for cell in (f"{one.title} (seeds)", "paper's")]
+    return table(["environment", *columns], lines)
+
+
+def time_table(runs: Runs) -> str:
+    """What the updates of whole runs took; means over all environments and seeds."""
+    lines = []
+    for name, one in ALGORITHMS.items():
+        results = [record["result"] for (found, _), records in runs.items() if found == name for record in records]
+        if not results:
+            continue
+        update = sum(x["phases"]["update"] for x in results)
+        rows = one.fields["num_envs"] * one.fields["num_steps"]
+        per_update = 1e3 * update / sum(x["updates"] for x in results)
+        share = update / sum(sum(x["phases"].values()) for x in results)
+        per_million = statistics.fmean(1e6 * x["phases"]["update"] / x["steps"] for x in results)
+        speed = statistics.fmean(x["sps"] for x in results)
+        engine = "native" if name == "ppo" else "torch"
+        lines.append(
+            [
+                one.title,
+                engine,
+                f"{rows:,}",
+                milliseconds(per_update),
+                f"{share:.0%}",
+                f"{per_million:.0f}",
+                f"{speed:,.0f}",
+            ]
+        )
+    columns = ["algorithm", "engine", "rows an update", "ms an update", "share of the run", "s of updates, 1M steps",
+               "steps/s"]  # fmt: skip
+    return table(columns, lines)
+
+
+def settings_table() -> str:
+    """Every setting that an algorithm states, and where they are from."""
+    lines = []
+    for one in ALGORITHMS.values():
+        stated = {name: x for name, x in one.fields.items() if name not in ("run_dir", "device", "engine")}
+        texts = [", ".join(f"{name} {_text(x)}" for name, x in part.items()) for part in (stated, one.settings)]
+        lines.append([one.title, *texts, one.source])
+    return table(["algorithm", "of `pyppo.Config`", "its own", "from"], lines)
+
+
+def _text(value: Any) -> str:
+    return ", ".join(f"{x:g}" for x in value).join("()") if isinstance(value, (tuple, list)) else str(value)
+
+
+def curves(runs: Runs) -> dict[str, dict[str, list[Any]]]:
+    """What is drawn: a panel an environment."""
+    panels: dict[str, dict[str, list[Any]]] = {}
+    for env_id in ENVIRONMENTS:
+        for name, one in ALGORITHMS.items():
+            found = [record["result"]["curve"] for record in runs.get((name, env_id), [])]
+            if lines := [tuple(map(np.asarray, curve)) for curve in found if curve[0]]:
+                panels.setdefault(env_id, {})[f"{one.title} ({len(lines)})"] = lines
+    return panels
+
+
+def cost_table(path: Path) -> str:
+    """What update_cost.py measured."""
+    if not path.exists():
+        return "Not measured yet."
+    found = json.loads(path.read_text())
+    lines = [
+        [row["title"], milliseconds(row["same_ms"]), f"{row['own_rows']:,}", milliseconds(row["own_ms"]),
+         f"{row['own_seconds_1m']:,.0f}"]
+        for row in found["rows"]
+    ]  # fmt: skip
+    columns = [
+        "update",
+        f"ms, same {found['rows_same']:,} rows",
+        "rows of its own",
+        "ms on these",
+        "s in 1M steps",
+    ]
+    facts = found["machine"]
+    where = f"{facts['cpu']}, {facts['cpu_capability']} kernels, torch {facts['torch']}, one thread each"
+    return f"{where}; {found['env_id']}, medians of {found['samples']} or more in turn.\n\n{table(columns, lines)}"
+
+
+def write_report(runs: Runs, docs: Path, cost: Path) -> None:
+    """The sections of docs/results.md, and the picture."""
+    page = docs / "results.md"
+    facts = provenance([record for records in runs.values() for record in records])
+    text = f"{facts}\n\n{score_table(runs)}"
+    if panels := curves(runs):
+        picture = draw(panels, docs / "images/figure3.png", size=(4.4, 3.0))
+        text += f"\n\n![Returns of four algorithms, mean and range over seeds](images/{picture.name})"
+    fill(page, "figure3", text)
+    fill(page, "figure3-cost", f"{cost_table(cost)}\n\nOf the runs above:\n\n{time_table(runs)}")
+    fill(page, "figure3-settings", settings_table())
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--algorithms", nargs="+", choices=list(ALGORITHMS), default=list(ALGORITHMS), metavar="NAME")
+    parser.add_argument("--only", nargs="+", choices=ENVIRONMENTS, default=list(ENVIRONMENTS), metavar="ENV")
+    parser.add_argument("--seeds", type=int, default=5, help="1 to this many (default: 5)")
+    parser.add_argument("--steps", type=int, default=1_000_000, help="of each run (default: 1000000)")
+    parser.add_argument("--parallel", type=int, default=2, help="runs at a time (default: 2)")
+    parser.add_argument("--report", action="store_true", help="run nothing")
+    parser.add_argument("--results", type=Path, default=ROOT / "bench/results/figure3.jsonl", metavar="FILE")
+    parser.add_argument("--cost", type=Path, default=ROOT / "bench/results/update_cost.json", metavar="FILE")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", metavar="FOLDER", help="of results.md and images/")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    given = parse(arguments)
+    jobs = jobs_of(given.algorithms, given.only, given.seeds, given.steps)
+    failures = [] if given.report else run_jobs(jobs, given.results, parallel=given.parallel)
+    everything = jobs_of(list(ALGORITHMS), ENVIRONMENTS, given.seeds, given.steps)
+    write_report(by_cell(everything, given.results), given.docs, given.cost)
+    if failures:
+        raise SystemExit(f"{len(failures)} of the runs failed; the same command tries them again")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""Table 1's tables and pictures, from its results file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _common import console, score_text
+from _report import interval, plus_minus, provenance
+from _run_statistics import Interval, iqm_interval, mean_interval, probability_of_improvement
+from _runs import Job, Record, finished
+from table1_settings import CLIPS, ENVIRONMENTS, PAPER, SETTING_TITLES, VARIANTS
+from tables import fill, table
+
+from pyppo.plot import draw
+
+DRAWN = ("no clipping", "clip 0.2", "adaptive KL 0.01", "fixed KL 1")  # eleven lines would hide each other
+Scores = dict[str, dict[str, list[float]]]  # by variant and environment
+
+
+@dataclass(frozen=True)
+class Table:
+    """What there is of one setting."""
+
+    setting: str
+    asked: int
+    """How many runs were asked for."""
+    random: dict[str, float]
+    """The random policy's score by environment."""
+    records: dict[str, dict[str, list[Record]]]
+    """By variant and environment; empty lists where nothing was run."""
+
+    @property
+    def all_records(self) -> list[Record]:
+        return [record for by_env in self.records.values() for runs in by_env.values() for record in runs]
+
+    def scores(self) -> Scores:
+        """Each run's score; a run in which no episode ended has the random policy's."""
+        return {
+            variant: {env_id: [self._score(env_id, record) for record in runs] for env_id, runs in by_env.items()}
+            for variant, by_env in self.records.items()
+        }
+
+    def _score(self, env_id: str, record: Record) -> float:
+        score = record["result"]["score"]
+        return self.random[env_id] if score is None else score
+
+
+def read(jobs: Sequence[Job], path: Path, setting: str) -> Table:
+    """The finished ones of the jobs that are the setting's."""
+    done = finished(jobs, path)
+    ours = [job for job in jobs if job.key.startswith(f"{setting}/")]
+    records: dict[str, dict[str, list[Record]]] = {v: {e: [] for e in ENVIRONMENTS} for v in VARIANTS}
+    for job in ours:
+        if job.key in done:
+            _, variant, env_id, _ = job.key.split("/")
+            records[variant][env_id].append(done[job.key])
+    random = {e: done[f"random/{e}"]["result"]["score"] for e in ENVIRONMENTS if f"random/{e}" in done}
+    return Table(setting, len(ours), random, records)
+
+
+def best_of(scores: Scores) -> dict[str, tuple[float, str]]:
+    """The highest mean over a variant's seeds, and whose it is, for each environment in which there is a run."""
+    best: dict[str, tuple[float, str]] = {}
+    for env_id in ENVIRONMENTS:
+        means = [(float(np.mean(runs[env_id])), variant) for variant, runs in scores.items() if runs[env_id]]
+        if means:
+            best[env_id] = max(means)
+    return best
+
+
+def best_run_of(scores: Scores) -> dict[str, float]:
+    """The highest score of a single run, likewise."""
+    runs = {e: [x for by_env in scores.values() for x in by_env[e]] for e in ENVIRONMENTS}
+    return {env_id: max(found) for env_id, found in runs.items() if found}
+
+
+def scaled(scores: Scores, random: dict[str, float], best: dict[str, float]) -> Scores:
+    """The random policy is 0, the best result 1, environment by environment.
+
+    Raises:
+        ValueError: an environment in which nothing is better than chance, so that there is no scale.
+    """
+    for env_id, top in best.items():
+        if not top > random[env_id]:
+            found, chance = score_text(top), score_text(random[env_id])
+            raise ValueError(f"{env_id}: the best result is {found}; it must be above the random policy's, {chance}")
+    return {
+        variant: {e: [(x - random[e]) / (best[e] - random[e]) for x in runs] for e, runs in by_env.items()}
+        for variant, by_env in scores.items()
+    }
+
+
+def strata(by_env: dict[str, list[float]]) -> list[list[float]] | None:
+    """A variant's runs by environment, if it has been run in all."""
+    runs = [by_env[env_id] for env_id in ENVIRONMENTS]
+    return runs if all(runs) else None
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+
+def aggregate_table(found: Table) -> str:
+    """The paper's table beside ours."""
+    scores = found.scores()
+    best = {env_id: top for env_id, (top, _) in best_of(scores).items()}
+    ours = scaled(scores, found.random, best)
+    by_run = scaled(scores, found.random, best_run_of(scores))
+    lines = []
+    for variant, by_env in found.records.items():
+        runs = [record for records in by_env.values() for record in records]
+        cells = ["–", "–", "–"]
+        if (whole := strata(ours[variant])) is not None:
+            alone = strata(by_run[variant])
+            assert alone is not None
+            cells = [interval(mean_interval(whole)), interval(iqm_interval(whole)), f"{mean_interval(alone).value:.2f}"]
+        diverged = sum(record["result"]["diverged"] is not None for record in runs)
+        lines.append([variant, f"{PAPER[variant]:.2f}", *cells, str(len(runs)), str(diverged)])
+    columns = ["surrogate", "paper", "mean [95 %]", "interquartile mean [95 %]", "best run = 1", "runs", "diverged"]
+    return table(columns, lines)
+
+
+def score_table(found: Table) -> str:
+    """Each variant in each environment: mean ± standard deviation over seeds, and how many."""
+    lines = [
+        [variant, *(f"{plus_minus(runs)} ({len(runs)})" if runs else "–" for runs in by_env.values())]
+        for variant, by_env in found.scores().items()
+    ]
+    return table(["surrogate", *(env_id.removesuffix("-v4") for env_id in ENVIRONMENTS)], lines)
+
+
+def scale_table(found: Table) -> str:
+    """What 0 and 1 are."""
+    scores = found.scores()
+    best, run = best_of(scores), best_run_of(scores)
+    lines = [
+        [env_id, score_text(found.random[env_id]), score_text(top), variant, score_text(run[env_id])]
+        for env_id, (top, variant) in best.items()
+    ]
+    return table(["environment", "random policy = 0", "best mean = 1", "of", "best run"], lines)
+
+
+def comparisons(found: Table) -> dict[tuple[str, str], Interval]:
+    """The probability that a run of the first scores higher than one of the second, for pairs that were run whole."""
+    scores = found.scores()  # a scale would not change who is higher
+    pairs = [("clip 0.2", "clip 0.1"), ("clip 0.2", "clip 0.3"), ("clip 0.1", "clip 0.3")]
+    pairs += [("clip 0.2", v) for v in VARIANTS if v not in CLIPS]
+    whole = {variant: strata(by_env) for variant, by_env in scores.items()}
+    known = [(a, b, whole[a], whole[b]) for a, b in pairs]
+    return {(a, b): probability_of_improvement(x, y) for a, b, x, y in known if x is not None and y is not None}
+
+
+def comparison_table(compared: Mapping[tuple[str, str], Interval]) -> str:
+    lines = [[a, b, interval(p), _says(p)] for (a, b), p in compared.items()]
+    return table(["a run of", "scores higher than one of", "probability [95 %]", ""], lines)
+
+
+def _says(p: Interval) -> str:
+    return "higher" if p.low > 0.5 else "lower" if p.high < 0.5 else "not told apart"
+
+
+def report(found: Table) -> str:
+    """All of one setting, as Markdown."""
+    records = found.all_records
+    title = f"Setting {found.setting}: {SETTING_TITLES[found.setting]}."
+    missing = [env_id for env_id in ENVIRONMENTS if env_id not in found.random]
+    if not records or missing:
+        return f"{title} Not run yet."
+    steps = records[0]["arguments"]["fields"]["total_timesteps"]
+    held = f"{len(records)} of {found.asked} runs of {steps:,} steps. {provenance(records)}"
+    parts = [f"{title} {held}"]
+    try:
+        parts += [aggregate_table(found), scale_table(found)]
+    except ValueError as error:
+        parts.append(f"No scale. {error}.")
+    parts.append(score_table(found))
+    if compared := comparisons(found):
+        parts.append(comparison_table(compared))
+    return "\n\n".join(parts)
+
+
+def curves(found: Table) -> dict[str, dict[str, list[Any]]]:
+    """What is drawn: a panel an environment."""
+    panels: dict[str, dict[str, list[Any]]] = {}
+    for env_id in ENVIRONMENTS:
+        for variant in DRAWN:
+            lines = [curve for record in found.records[variant][env_id] if (curve := _curve(record)) is not None]
+            if lines:
+                panels.setdefault(env_id, {})[f"{variant} ({len(lines)})"] = lines
+    return panels
+
+
+def _curve(record: Record) -> tuple[np.ndarray, np.ndarray] | None:
+    """Steps and returns; one that diverged stays where it was then, to the end."""
+    steps, returns = record["result"]["curve"]
+    if not steps:
+        return None
+    end = max(steps[-1], record["arguments"]["fields"]["total_timesteps"])
+    return np.array([*steps, end]), np.array([*returns, returns[-1]])
+
+
+def write(found: Table, docs: Path) -> None:
+    """Fill the setting's part of results.md and draw its picture."""
+    text = report(found)
+    if panels := curves(found):
+        picture = draw(panels, docs / f"images/table1-{found.setting}.png", size=(4.4, 3.0))
+        text += f"\n\n![Returns of four of the surrogates, mean and range over seeds](images/{picture.name})"
+        console.print(f"wrote {picture}")
+    fill(docs / "results.md", f"table1-{found.setting}", text)
+    console.print(f"setting {found.setting}: {len(found.all_records)} of {found.asked} runs")

@@ -1,0 +1,305 @@
+"""bench/paper/'s figure3, epochs, clipping, update_cost: which runs there are, what they measure, their tables."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import types
+from pathlib import Path
+
+import numpy as np
+import probes
+import pytest
+import torch
+
+from pyppo import Config, Trainer
+
+BENCH = Path(__file__).resolve().parents[1] / "bench"
+# A source distribution carries the tests and not what they look at here.
+pytestmark = pytest.mark.skipif(not BENCH.is_dir(), reason="needs the repository")
+
+CPU = {"cpu": "a CPU", "cores": 2, "cpu_capability": "avx2", "torch": "2.13"}
+MARKS = ("figure3", "figure3-cost", "figure3-settings", "epochs", "clipping")
+DOCS = "# Results\n" + "".join(f"<!-- {name} -->\n<!-- /{name} -->\n" for name in MARKS)
+SMALL = {"num_envs": 8, "num_steps": 16, "num_minibatches": 4, "update_epochs": 3, "hidden_sizes": (16,)}
+SMALL |= {"learning_rate": 1e-2, "run_dir": None, "device": "cpu", "engine": "native"}
+
+
+@pytest.fixture
+def paper(monkeypatch):
+    pytest.importorskip("envpool")
+    monkeypatch.syspath_prepend(str(BENCH))
+    monkeypatch.syspath_prepend(str(BENCH / "paper"))
+    names = ("figure3", "epochs", "clipping", "update_cost", "_restraint", "_experiments", "_loop", "table1_settings")
+    return types.SimpleNamespace(**{name.strip("_"): importlib.import_module(name) for name in names})
+
+
+@pytest.fixture
+def docs(tmp_path):
+    (tmp_path / "results.md").write_text(DOCS)
+    return tmp_path
+
+
+def write_results(path, jobs, result):
+    """A results file in which `result(job)` is each job's; None leaves it out."""
+    facts = {"seconds": 60.0, "finished": "2026-11-23T01:00:00+00:00", "commit": "abc", "machine": CPU}
+    found = [(job, result(job)) for job in jobs]
+    records = [{"key": j.key, "arguments": j.arguments, "result": r, **facts} for j, r in found if r is not None]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def section(page, name):
+    """What stands between the marks."""
+    return page.read_text().split(f"<!-- {name} -->\n")[1].split(f"\n<!-- /{name} -->")[0]
+
+
+def rows_of(text):
+    """The cells of a Markdown table's lines, the head and the rule left out."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+# --- what the runs measure --------------------------------------------------------------------------------------------
+
+
+def train(make, env, **changes):
+    config = Config(env_id="probe", total_timesteps=600, **{**SMALL, **changes})
+    with make(config, env, quiet=True) as trainer:
+        trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("kind", [probes.ObservationAction, probes.ContinuousAction])
+def test_measuring_changes_nothing_and_is_the_engines_own_kl(paper, kind):
+    # With objective "kl" the engine itself computes the exact KL; measured from outside it must be the same number.
+    def measured(config, envs, **more):
+        return paper.loop.EngineTrainer(config, envs, make_engine=paper.experiments.MeasuringEngine, **more)
+
+    fields = {"objective": "kl", "kl_coef": 0.0, "norm_obs": True}
+    own = train(Trainer, kind(), **fields)
+
+    class Silent(paper.experiments.MeasuringEngine):
+        """As if the objective were another, so that the engine keeps no KL."""
+
+        def __init__(self, policy, config, device, distribution):
+            super().__init__(policy, config.replace(objective="unclipped"), device, distribution)
+
+    def from_outside(config, envs, **more):
+        return paper.loop.EngineTrainer(config, envs, make_engine=Silent, **more)
+
+    outside = train(from_outside, kind(), **fields)
+    assert torch.equal(own.engine.flat.data, outside.engine.flat.data)
+    assert max(own.history["kl"]) > 0.1
+    np.testing.assert_allclose(outside.history["kl"], own.history["kl"], rtol=1e-4, atol=1e-6)
+    plain = train(Trainer, kind(), clip_coef=0.1)
+    clipped = train(measured, kind(), clip_coef=0.1)
+    assert torch.equal(plain.engine.flat.data, clipped.engine.flat.data)
+    assert np.isnan(plain.history["kl"]).all()
+    assert np.isfinite(clipped.history["kl"]).all()
+
+
+def test_a_measured_run(paper):
+    fields = {**paper.restraint.fields_of((2, 0.2), 600), "num_steps": 32, "num_minibatches": 4}
+    found = paper.experiments.run_measured("InvertedPendulum-v4", 1, fields)
+    assert found["diverged"] is None
+    assert found["engine"] == "native"
+    assert 0 < found["kl"] <= found["kl_high"]
+    assert 0 <= found["clip_fraction"] <= 1
+    steps, kl = found["kl_curve"]
+    assert len(steps) == len(kl) == -(-600 // (steps[1] - steps[0]))
+    json.dumps(found, allow_nan=False)
+
+
+@pytest.mark.parametrize("name", ["ppo", "a2c", "trpo", "vpg"])
+def test_a_run_of_each_algorithm(paper, name):
+    one = paper.figure3.ALGORITHMS[name]
+    rows = min(one.fields["num_steps"], 16)
+    fields = {**one.fields, "total_timesteps": 500, "num_steps": rows, "num_groups": 1, "env_threads": 1}
+    found = paper.experiments.run_algorithm(name, "InvertedPendulum-v4", 1, fields, one.settings)
+    assert found["engine"] == ("native" if name == "ppo" else "torch")
+    assert found["steps"] >= 500
+    assert 0 < found["phases"]["update"] < found["seconds"]
+    assert found["updates"] >= 500 / (8 * rows)
+    assert 0 < found["score"] < 100
+    json.dumps(found, allow_nan=False)
+
+
+# --- which runs there are ---------------------------------------------------------------------------------------------
+
+
+def test_figure_3_is_run_seed_by_seed(paper):
+    jobs = paper.figure3.jobs_of(["ppo", "trpo"], ["Hopper-v4", "Reacher-v4"], 2, 1000)
+    assert [job.key for job in jobs] == [
+        f"{name}/{env_id}/s{seed}"
+        for seed in (1, 2)
+        for env_id in ("Hopper-v4", "Reacher-v4")
+        for name in ("ppo", "trpo")
+    ]
+    assert jobs[1].arguments["settings"]["max_kl"] == 0.01
+    assert all(job.arguments["fields"]["total_timesteps"] == 1000 for job in jobs)
+    for job in jobs:  # the settings are ones that a run takes
+        Config(env_id="Hopper-v4", **job.arguments["fields"])
+    changed = paper.figure3.ALGORITHMS["trpo"]._replace(settings={"max_kl": 0.02})
+    before = jobs[1].identity
+    paper.figure3.ALGORITHMS["trpo"], kept = changed, paper.figure3.ALGORITHMS["trpo"]
+    try:  # other settings are another run
+        assert paper.figure3.jobs_of(["trpo"], ["Hopper-v4"], 1, 1000)[0].identity != before
+    finally:
+        paper.figure3.ALGORITHMS["trpo"] = kept
+
+
+def test_the_algorithms_share_what_is_not_theirs(paper):
+    shared = ("num_envs", "gamma", "norm_obs", "norm_reward", "hidden_sizes", "activation", "log_std_init", "ent_coef")
+    fields = [one.fields for one in paper.figure3.ALGORITHMS.values()]
+    assert all(one[name] == fields[0][name] for one in fields for name in shared)
+
+
+def test_epochs_and_clipping_share_their_runs(paper):
+    def keys(variants):
+        runs = paper.restraint.Runs(variants, ["Hopper-v4"], 2, 1000, Path("none"))
+        return {job.identity for job in runs.jobs}
+
+    epochs = keys([(n, clip) for n in paper.epochs.EPOCHS for clip in paper.epochs.CLIPS])
+    clips = keys([(10, clip) for clip in paper.clipping.CLIPS])
+    assert (len(epochs), len(clips), len(epochs & clips)) == (16, 12, 4)  # of 10 epochs: clip 0.2 and none
+
+
+def test_a_variant_changes_the_surrogate_and_nothing_else(paper):
+    fields_of = paper.restraint.fields_of
+    configs = {
+        variant: Config(env_id="x", **fields_of(variant, 1000)).to_dict()
+        for variant in [(10, 0.2), (10, 0.5), (3, 0.2), (10, None)]
+    }
+    standard = configs.pop((10, 0.2))
+    changed = {v: {name for name in standard if config[name] != standard[name]} for v, config in configs.items()}
+    assert changed == {(10, 0.5): {"clip_coef"}, (3, 0.2): {"update_epochs"}, (10, None): {"objective"}}
+    assert standard["clip_vloss"] is False  # its range would change too
+
+
+# --- the reports ------------------------------------------------------------------------------------------------------
+
+
+def algorithm_result(score, update, diverged=None):
+    phases = {"act": 1.0, "env": 2.0, "gae": 0.5, "update": update, "other": 0.5}
+    curve = [[500, 1000], [0.0, score]] if score is not None else [[], []]
+    counts = {"steps": 1000, "seconds": 4 + update, "sps": 1000 / (4 + update), "updates": 10}
+    return {"score": score, "curve": curve, "phases": phases, "diverged": diverged, **counts}
+
+
+def test_figure_3s_report(paper, docs, tmp_path):
+    figure3 = paper.figure3
+    jobs = figure3.jobs_of(list(figure3.ALGORITHMS), figure3.ENVIRONMENTS, 2, 1000)
+
+    def result(job):
+        name, env_id, seed = job.key.split("/")
+        if env_id != "Hopper-v4" or name == "vpg":
+            return None
+        if name == "a2c" and seed == "s2":
+            return algorithm_result(None, 1.0, diverged="the loss is nan")
+        return algorithm_result(100.0 * int(seed[1]), 4.0)
+
+    results = tmp_path / "figure3.jsonl"
+    write_results(results, jobs, result)
+    figure3.main(["--report", "--seeds", "2", "--steps", "1000", "--results", str(results), "--docs", str(docs),
+                  "--cost", str(tmp_path / "none.json")])  # fmt: skip
+    page = docs / "results.md"
+    assert "6 runs, 2026-11-23, commit abc" in section(page, "figure3")
+    by_env = {row[0]: row[1:] for row in rows_of(section(page, "figure3"))}
+    assert list(by_env) == list(figure3.ENVIRONMENTS)
+    assert by_env["Hopper-v4"] == [
+        "150.0 ± 50.0 (2)", "2203", "100.0 (2, 1 diverged)", "628", "150.0 ± 50.0 (2)", "2064", "–", "2324",
+    ]  # fmt: skip
+    assert by_env["Reacher-v4"] == ["–", "-7", "–", "-25", "–", "-116", "–", "-11"]
+    times = {row[0]: row[1:] for row in rows_of(section(page, "figure3-cost"))}
+    # PPO: 8 s of updates of 16 s altogether, 20 updates.
+    assert times["PPO"] == ["native", "2,048", "400", "50%", "4000", "125"]
+    assert times["TRPO"][:3] == ["torch", "1,024", "400"]
+    assert "Not measured yet" in section(page, "figure3-cost")
+    assert len(rows_of(section(page, "figure3-settings"))) == 4
+    assert (docs / "images/figure3.png").stat().st_size > 1000
+
+
+def test_the_report_of_nothing(paper, docs, tmp_path):
+    nothing = ["--report", "--results", str(tmp_path / "none.jsonl"), "--docs", str(docs)]
+    paper.figure3.main([*nothing, "--cost", str(tmp_path / "none.json")])
+    paper.epochs.main(nothing)
+    paper.clipping.main(nothing)
+    for name in ("figure3", "epochs", "clipping"):
+        assert section(docs / "results.md", name).startswith("Not run yet.")
+    assert not (docs / "images").exists()
+
+
+def measured_result(score, kl, diverged=None):
+    curve = [[500, 1000], [kl, kl]]
+    return {"score": score, "diverged": diverged, "kl": kl, "kl_high": 2 * kl, "approx_kl": kl / 2,
+            "clip_fraction": 0.1, "kl_curve": curve}  # fmt: skip
+
+
+def test_the_reports_of_epochs_and_clipping(paper, docs, tmp_path):
+    restraint = paper.restraint
+    variants = [(10, clip) for clip in paper.clipping.CLIPS] + [(1, 0.2)]
+    runs = restraint.Runs(variants, restraint.ENVIRONMENTS, 2, 1000, tmp_path / "clipping.jsonl")
+
+    def result(job):
+        fields, seed = job.arguments["fields"], job.arguments["seed"]
+        if fields["objective"] == "unclipped":
+            return measured_result(10.0, 1.0, diverged="the loss is nan")
+        return measured_result(100.0 * seed, fields["clip_coef"] * seed / 10)
+
+    write_results(tmp_path / "clipping.jsonl", runs.jobs, result)
+    given = ["--report", "--seeds", "2", "--steps", "1000", "--docs", str(docs)]
+    given += ["--results", str(tmp_path / "clipping.jsonl")]
+    paper.clipping.main(given)
+    paper.epochs.main(given)
+    rows = rows_of(section(docs / "results.md", "clipping"))
+    assert [row[1] for row in rows] == ["0.05", "0.1", "0.2", "0.3", "0.5", "none"] * 3
+    standard = ["Hopper-v4", "0.2", "0.03 (0.02 to 0.04)", "0.06 (0.04 to 0.08)", "0.015 (0.01 to 0.02)",
+                "0.1 (0.1 to 0.1)", "150.0 ± 50.0 (2)"]  # fmt: skip
+    assert rows[8] == standard
+    assert rows[11][5:] == ["–", "10.0 ± 0.000 (2, 2 diverged)"]
+    rows = rows_of(section(docs / "results.md", "epochs"))
+    assert rows[0][:4] == ["clip 0.2", "1", "150.0 ± 50.0 (2)", "0.03 (0.02 to 0.04)"]
+    assert rows[1] == ["clip 0.2", "3", *["–"] * 6]
+    assert rows[6][:4] == ["not clipped", "10", "10.0 ± 0.000 (2, 2 diverged)", "1 (1 to 1)"]
+    for name in ("epochs", "clipping"):
+        assert (docs / f"images/{name}.png").stat().st_size > 1000
+
+
+# --- what an update costs ---------------------------------------------------------------------------------------------
+
+
+def test_the_cost_of_an_update(paper, docs, tmp_path, monkeypatch):
+    short = {**paper.table1_settings.SETTINGS["X"], "num_steps": 16, "num_minibatches": 4, "update_epochs": 1}
+    update_cost = paper.update_cost
+    monkeypatch.setitem(update_cost.SETTINGS, "X", short)
+    contenders = {
+        name: (title, {**fields, "num_steps": min(16, fields["num_steps"]), "num_minibatches": 4}, make)
+        for name, (title, fields, make) in update_cost.CONTENDERS.items()
+    }
+    monkeypatch.setattr(update_cost, "CONTENDERS", contenders)
+    found = update_cost.measure("InvertedPendulum-v4", 0.1, 2)
+    cost = {row["name"]: row for row in found["rows"]}
+    assert list(cost) == list(contenders)
+    assert all(row["same_ms"] > 0 and row["own_ms"] > 0 for row in found["rows"])
+    assert cost["a2c"]["own_rows"] == 64
+    assert cost["ppo native"]["own_rows"] == found["rows_same"] == 128
+    assert cost["a2c"]["own_seconds_1m"] == pytest.approx(cost["a2c"]["own_ms"] / 1e3 * 1e6 / 64)
+    (tmp_path / "cost.json").write_text(json.dumps({**found, "machine": CPU}))
+    text = paper.figure3.cost_table(tmp_path / "cost.json")
+    assert [row[0] for row in rows_of(text)] == [title for title, _, _ in contenders.values()]
+
+
+def test_an_update_is_timed_from_the_policy_that_collected(paper):
+    update_cost = paper.update_cost
+    trainer, before = update_cost.collect("InvertedPendulum-v4", 2)
+    spaces = trainer.groups[0].obs_space, trainer.groups[0].action_space
+    rollout = update_cost.first_steps(trainer.rollout, 16, *spaces)
+    update = update_cost.make_update("trpo", trainer, before, rollout)
+    first, again = update(), update()
+    assert first["policy_loss"] == again["policy_loss"]  # every call starts anew
+    assert 0 < first["kl"] <= 0.01
+    policy = trainer.policy
+    policy.load_state_dict(before)
+    obs = {name: x[:16].flatten(0, 1) for name, x in rollout.obs.items()}
+    logp, _, _ = policy.evaluate(obs, rollout.actions.flatten(0, 1))
+    torch.testing.assert_close(logp.detach()[rollout.valid.view(-1)], rollout.logp.view(-1)[rollout.valid.view(-1)])

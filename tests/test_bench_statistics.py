@@ -1,0 +1,116 @@
+"""bench/_run_statistics.py against closed forms and simple cases."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCH = Path(__file__).resolve().parents[1] / "bench"
+# A source distribution carries the tests and not what they look at here.
+pytestmark = pytest.mark.skipif(not BENCH.is_dir(), reason="needs the repository")
+
+
+@pytest.fixture
+def statistics(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH))
+    return importlib.import_module("_run_statistics")
+
+
+def test_mean_and_deviation_are_those_of_all_runs(statistics):
+    assert statistics.mean_std([1, 2, 3, 6]) == (3.0, pytest.approx(np.sqrt(14 / 4)))
+    assert statistics.mean_std([5]) == (5.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ([7.0], 7.0),
+        ([1, 2, 9], 4.0),  # three quarters of a run are none
+        ([100, 2, 4, -50], 3.0),
+        ([5, 1, 3, 2, 4], 3.0),
+        ([0, 0, 1, 2, 3, 4, 1000, 1000], 2.5),
+        (list(range(11)), 5.0),
+    ],
+)
+def test_interquartile_mean_leaves_out_a_quarter_at_each_end(statistics, scores, expected):
+    assert statistics.iqm(scores) == pytest.approx(expected)
+    assert statistics.iqm(scores[::-1]) == pytest.approx(expected)
+
+
+def test_interval_of_equal_runs_has_no_width(statistics):
+    strata = [[2.0] * 5, [4.0] * 3]
+    mean = statistics.mean_interval(strata)
+    assert (mean.value, mean.low, mean.high) == (3.0, 3.0, 3.0)  # environments count alike, whatever their runs
+
+
+def test_bootstrap_stays_within_environments(statistics):
+    # Were runs drawn across environments, the mean would move; within, each environment has only one value.
+    interval = statistics.iqm_interval([[0.0] * 4, [100.0] * 4])
+    assert (interval.low, interval.value, interval.high) == (50.0, 50.0, 50.0)
+
+
+def test_interval_of_a_mean_is_the_normal_one(statistics):
+    scores = np.random.default_rng(1).normal(3.0, 2.0, 400)
+    interval = statistics.mean_interval([scores], samples=4000)
+    half = 1.96 * scores.std() / np.sqrt(len(scores))
+    assert interval.value == pytest.approx(scores.mean())
+    assert interval.low == pytest.approx(scores.mean() - half, abs=0.1 * half)
+    assert interval.high == pytest.approx(scores.mean() + half, abs=0.1 * half)
+    wider = statistics.mean_interval([scores], samples=4000, confidence=0.99)
+    assert wider.low < interval.low < interval.high < wider.high
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say(statistics):
+    """Ten runs of a normal law, 95 %: a percentile interval of so few is somewhat narrow, and not much."""
+    random = np.random.default_rng(5)
+    found = [statistics.iqm_interval([random.normal(size=10)], samples=300) for _ in range(300)]
+    assert 0.85 <= np.mean([one.low <= 0 <= one.high for one in found]) <= 0.99
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "expected"),
+    [
+        ([[1, 2, 3]], [[0, 0]], 1.0),
+        ([[0, 0]], [[1, 2, 3]], 0.0),
+        ([[1, 2]], [[1, 2]], 0.5),
+        ([[1, 4]], [[2, 3]], 0.5),
+        ([[2, 4]], [[1, 3]], 0.75),
+        ([[5, 5], [0]], [[1], [1]], 0.5),  # all won in one environment, none in the other
+    ],
+)
+def test_probability_of_improvement_counts_pairs(statistics, ours, theirs, expected):
+    found = statistics.probability_of_improvement(ours, theirs)
+    assert found.value == pytest.approx(expected)
+    assert 0 <= found.low <= found.value <= found.high <= 1
+    turned = statistics.probability_of_improvement(theirs, ours)
+    assert turned.value == pytest.approx(1 - expected)
+
+
+def test_probability_of_improvement_of_two_normal_laws(statistics):
+    random = np.random.default_rng(3)
+    ours, theirs = random.normal(1.0, 1.0, (2, 200)), random.normal(0.0, 1.0, (2, 200))
+    found = statistics.probability_of_improvement(ours, theirs, samples=60)
+    assert found.value == pytest.approx(0.7602, abs=0.04)  # the normal distribution function at 1 / sqrt(2)
+    assert found.high - found.low < 0.15
+
+
+def test_same_seed_same_interval(statistics):
+    scores = [[1.0, 5.0, 2.0], [0.0, 1.0]]
+    assert statistics.mean_interval(scores) == statistics.mean_interval(scores)
+    assert statistics.mean_interval(scores, samples=50) != statistics.mean_interval(scores, samples=50, seed=1)
+
+
+def test_refuses_what_means_nothing(statistics):
+    with pytest.raises(ValueError, match="at least one run"):
+        statistics.iqm([])
+    with pytest.raises(ValueError, match="at least one environment"):
+        statistics.mean_interval([])
+    with pytest.raises(ValueError, match="must be finite"):
+        statistics.mean_interval([[1.0, float("nan")]])
+    with pytest.raises(ValueError, match="must have as many as ours, 2"):
+        statistics.probability_of_improvement([[1], [2]], [[1]])
+    with pytest.raises(ValueError, match="confidence is 95"):
+        statistics.iqm_interval([[1, 2]], confidence=95)

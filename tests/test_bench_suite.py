@@ -1,0 +1,255 @@
+"""The learning suite: its own environments need what they test, its jobs, and the report of made-up results."""
+
+from __future__ import annotations
+
+import importlib
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+BENCH = Path(__file__).resolve().parents[1] / "bench"
+# A source distribution carries the tests and not what they look at here.
+pytestmark = pytest.mark.skipif(not BENCH.is_dir(), reason="needs the repository")
+
+CPU = {"cpu": "a CPU", "cores": 2, "cpu_capability": "avx2", "torch": "2.13"}
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    pytest.importorskip("envpool")
+    monkeypatch.syspath_prepend(str(BENCH))
+    names = ("learning", "learning_report", "suite", "own_envs")
+    return types.SimpleNamespace(**{name: importlib.import_module(name) for name in names})
+
+
+# --- the environments -----------------------------------------------------------------------------------------------
+
+
+def play(envs, choose, episodes=50, seed=3):
+    """Mean return of the first episodes of all environments; `choose(obs)` gives actions."""
+    obs, _ = envs.reset(seed=seed)
+    returns, done = np.zeros(envs.num_envs), []
+    while len(done) < episodes * envs.num_envs:
+        obs, rewards, terminated, truncated, _ = envs.step(choose(obs))
+        returns += rewards
+        over = terminated | truncated
+        done += list(returns[over])
+        returns[over] = 0
+    return np.mean(done)
+
+
+def test_locks_want_each_number_right(bench):
+    envs = bench.own_envs.Locks(8)
+    random = np.random.default_rng(0)
+    assert play(envs, lambda obs: envs.answers()) == pytest.approx(16)
+    blind = play(envs, lambda obs: random.integers(envs.sizes, size=(8, 3)))
+    assert blind == pytest.approx(16 * (1 / 3 + 1 / 5 + 1 / 4) / 3, abs=0.2)
+    for part, size in enumerate(envs.sizes):  # one component drawn blindly
+
+        def choose(obs, part=part):
+            actions = envs.answers()
+            actions[:, part] = random.integers(envs.sizes[part], size=8)
+            return actions
+
+        assert play(envs, choose) == pytest.approx(16 * (2 + 1 / size) / 3, abs=0.2)
+
+
+def test_locks_are_not_linear_in_what_is_seen(bench):
+    """What least squares makes of the observation stays well below the gate."""
+    envs = bench.own_envs.Locks(4000)
+    obs, _ = envs.reset(seed=0)
+    features = np.concatenate([obs, np.ones((4000, 1))], axis=1)
+    right = []
+    for part, size in enumerate(envs.sizes):
+        answers = envs.answers()[:, part]
+        weights = np.linalg.lstsq(features, np.eye(size)[answers], rcond=None)[0]
+        right.append(((features @ weights).argmax(axis=1) == answers).mean())
+    assert 16 * np.mean(right) < 12
+
+
+def ball_of(pictures):
+    """Row and column of the ball that falls, [N] each."""
+    return np.divmod(pictures[:, :-1].reshape(len(pictures), -1).argmax(axis=1), 12)
+
+
+def follow(obs):
+    """Go to where the ball will land, which both pictures tell."""
+    (row, column), (_, before) = ball_of(obs[:, 0]), ball_of(obs[:, 1])
+    paddle = obs[:, 0, -1].argmax(axis=1)
+    path = column + (column - before) * (11 - row)  # as if there were no walls
+    landing = 11 - np.abs(11 - path % 22)
+    return 1 + np.sign(landing - paddle)
+
+
+def test_catch_needs_the_picture(bench):
+    envs = bench.own_envs.Catch(16)
+    random = np.random.default_rng(0)
+    assert play(envs, follow) == 1.0
+    assert play(envs, lambda obs: random.integers(3, size=16)) < -0.7
+    for blind in range(3):
+        assert play(envs, lambda obs, blind=blind: np.full(16, blind)) < -0.7
+    assert play(envs, lambda obs: follow(obs[random.permutation(16)])) < -0.5  # another environment's
+    assert play(envs, lambda obs: follow(obs[:, [0, 0]])) < 0.8  # without the drift
+
+
+def test_catch_ends_when_the_ball_lands(bench):
+    envs = bench.own_envs.Catch(2)
+    obs, _ = envs.reset(seed=[5, 5])
+    np.testing.assert_array_equal(obs[0], obs[1])
+    for step in range(1, 11):
+        assert (ball_of(obs[:, 0])[0] == step).all()
+        assert (ball_of(obs[:, 1])[0] == step - 1).all()
+        obs, rewards, terminated, truncated, infos = envs.step(np.array([1, 1]))
+        assert terminated.all() == (step == 10)
+        assert not truncated.any()
+        assert (np.abs(rewards) == (step == 10)).all()
+    final = infos["final_obs"]
+    assert (final[:, 0, -1] == 255).sum(axis=1).tolist() == [1 if reward > 0 else 2 for reward in rewards]
+    assert ((obs[:, 0] == 255).sum(axis=(1, 2)) == 2).all()  # a new ball, and a paddle
+
+
+@pytest.mark.parametrize("name", ["Locks", "Catch"])
+def test_own_environments_keep_the_contract(bench, name):
+    envs = bench.own_envs.OWN[name](3)
+    assert isinstance(envs.single_action_space, (spaces.MultiDiscrete, spaces.Discrete))
+    first, _ = envs.reset(seed=7)
+    random = np.random.default_rng(0)
+    actions = [random.integers(0, 3, size=envs.action_space.shape) for _ in range(40)]
+    told = []
+    for _ in range(2):
+        again, _ = envs.reset(seed=7)
+        np.testing.assert_array_equal(again, first)
+        told.append([envs.step(one) for one in actions])
+    for (obs, rewards, *_), (other, others, *_) in zip(*told, strict=True):
+        assert envs.observation_space.contains(obs)
+        np.testing.assert_array_equal(obs, other)
+        np.testing.assert_array_equal(rewards, others)
+    assert not np.array_equal(envs.reset(seed=8)[0], first)
+
+
+# --- jobs and report ------------------------------------------------------------------------------------------------
+
+
+def test_suite_runs_seed_by_seed_on_the_engines_that_can(bench):
+    jobs = bench.learning.jobs_of(bench.suite.SUITE, "auto", None, None)
+    keys = [job.key for job in jobs]
+    assert keys[:2] == ["CartPole-v1/native/s1", "Acrobot-v1/native/s1"]
+    assert "MiniGrid-Empty-5x5-v0/torch/s1" in keys
+    assert "Catch/torch/s5" in keys
+    assert "Locks/native/s5" in keys
+    assert "HalfCheetah-v4/native/s10" in keys
+    assert "Hopper-v4/native/s6" not in keys
+    assert [job.arguments["config"]["seed"] for job in jobs] == sorted(int(key.split("/s")[1]) for key in keys)
+    native = bench.learning.jobs_of(bench.suite.SUITE, "native", [3], 4096)
+    assert len(native) == sum(task.native for task in bench.suite.SUITE) == 10
+    assert {job.arguments["config"]["total_timesteps"] for job in native} == {4096}
+    torch = bench.learning.jobs_of(bench.suite.SUITE, "torch", [3], None)
+    assert {job.arguments["config"]["engine"] for job in torch} == {"torch"}
+
+
+def test_suite_has_what_is_asked_of_it(bench):
+    gates = {task.env_id: task for task in bench.suite.SUITE}
+    assert (gates["CartPole-v1"].gate, gates["CartPole-v1"].every, gates["CartPole-v1"].seeds) == (495, True, 10)
+    assert (gates["HalfCheetah-v4"].gate, gates["HalfCheetah-v4"].seeds) == (2200, 10)
+    assert gates["LunarLander-v3"].of == "evaluation"
+    assert all(task.seeds >= 5 for task in bench.suite.SUITE)
+    assert bench.suite.config_of(gates["HalfCheetah-v4"], "native", 2).log_std_init == -1.0  # the preset's
+    assert bench.suite.config_of(gates["MiniGrid-Empty-5x5-v0"], "torch", 2).total_timesteps == 60_000
+
+
+def record(bench, env_id, engine, seed, score, evaluation=None):
+    task = next(task for task in bench.suite.SUITE if task.env_id == env_id)
+    config = bench.suite.config_of(task, engine, seed).to_dict()
+    curve = [[1000, 2000], [0.0, score]] if score is not None else [[], []]
+    result = {"score": score, "evaluation": evaluation, "seconds": 10.0, "sps": 100.0, "curve": curve, "diverged": None}
+    facts = {
+        "seconds": 12.0,
+        "cpu_seconds": 9.0,
+        "finished": "2026-11-23T01:00:00+00:00",
+        "commit": "abc",
+        "machine": CPU,
+    }
+    return f"{env_id}/{engine}/s{seed}", {"arguments": {"config": config}, "result": result, **facts}
+
+
+def test_gates_are_of_the_score_that_they_name(bench):
+    report, tasks = bench.learning_report, {task.env_id: task for task in bench.suite.SUITE}
+
+    def verdict(env_id, scores, evaluations=None):
+        evaluations = evaluations or [None] * len(scores)
+        pairs = enumerate(zip(scores, evaluations, strict=True), start=1)
+        runs = [record(bench, env_id, "native", seed, score, value)[1] for seed, (score, value) in pairs]
+        return report.verdict(tasks[env_id], runs)
+
+    assert verdict("CartPole-v1", [500.0] * 10) == "met (10 of 10)"
+    assert verdict("CartPole-v1", [500.0] * 9 + [494.0]) == "missed (9 of 10)"
+    assert verdict("Hopper-v4", [1000.0, 4000.0, 2300.0, 2300.0, 2300.0]) == "met (4 of 5)"
+    assert verdict("Hopper-v4", [2300.0]) == "met (1 of 1, 4 runs to come)"
+    assert verdict("Hopper-v4", [2300.0, None, 2300.0, 2300.0, 2300.0]) == "missed (4 of 5)"
+    assert verdict("LunarLander-v3", [100.0] * 5, [250.0] * 5) == "met (5 of 5)"
+    assert verdict("LunarLander-v3", [300.0] * 5, [200.0] * 5) == "missed (0 of 5)"
+
+
+def test_report_of_made_up_results(bench, tmp_path):
+    done = dict([
+        *(record(bench, "HalfCheetah-v4", "native", i, score, 5e3) for i, score in enumerate([1700, 3000, 5000], 1)),
+        *(record(bench, "CartPole-v1", engine, 1, 500.0) for engine in ("native", "torch")),
+    ])  # fmt: skip
+    (tmp_path / "results.md").write_text("<!-- suite -->\nold\n<!-- /suite -->\n")
+    bench.learning_report.write(done, tmp_path)
+    page = (tmp_path / "results.md").read_text()
+    assert "old" not in page
+    assert "HalfCheetah-v4 (native) has two modes: 2 of 3 above 2500, 1 below." in page
+    assert "| HalfCheetah-v4 | native | 1,000,000 | 3 | 3233.3 ± 1357.3 | 3233.3 [1700.0, 5000.0] |" in page
+    assert "| CartPole-v1 | torch | 500,000 | 1 | 500.0 |" in page
+    assert "Not run yet: Acrobot-v1," in page
+    assert "| HalfCheetah-v4 | native | 1700.0, 3000.0, 5000.0 |" in page
+    assert "5 runs, 2026-11-23, commit abc; a CPU" in page
+    assert (tmp_path / "images/suite.png").stat().st_size > 1000
+    assert bench.learning_report.report({}) == "Not run yet."
+
+
+@pytest.mark.parametrize(("name", "engine"), [("Locks", "native"), ("Catch", "torch")])
+def test_a_run_of_the_suite(bench, name, engine):
+    task = next(task for task in bench.suite.SUITE if task.env_id == name)
+    config = bench.suite.config_of(task, engine, 1, 2048)
+    found = bench.learning.train(config.to_dict(), episodes=4)
+    assert found["engine"] == engine
+    assert found["steps"] >= 2048
+    assert np.isfinite([found["score"], found["evaluation"], found["sps"]]).all()
+
+
+def test_one_environment_with_settings_of_its_own(bench, tmp_path, capsys):
+    import json
+
+    path = tmp_path / "one.json"
+    fields = ["total_timesteps=4096", "run_dir=None", "num_envs=8"]
+    arguments = [
+        "CartPole-v1",
+        "--seeds",
+        "2",
+        "--solved",
+        "1",
+        "--at-least",
+        "5",
+        "--json",
+        str(path),
+        "--set",
+        *fields,
+    ]
+    bench.learning.main(arguments)
+    report = json.loads(path.read_text())
+    assert report["runs"][0]["seed"] == 2
+    assert report["summary"]["reached"] == 1
+    assert report["config"]["num_envs"] == 8
+    assert report["runs"][0]["solved_steps"] <= 4096
+    assert "CartPole-v1: " in capsys.readouterr().out
+
+
+def test_what_does_not_go_together_is_refused(bench):
+    for arguments in (["--only", "Pong"], ["--set", "gamma=0.9"], ["CartPole-v1", "--report"]):
+        with pytest.raises(SystemExit, match="--"):
+            bench.learning.main(arguments)
