@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _common import parse_fields
 
 import pyppo
 
@@ -179,7 +178,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     if given.device == "cpu":
         print("on the CPU: this shows that the code runs, and says nothing about a GPU")
-    changes, results = parse_fields(given.set), []
+    changes, results = {}, []
+    if given.set:
+        from _common import parse_fields  # needs more packages than a machine for measuring may have
+
+        changes = parse_fields(given.set)
     for name in given.names:
         for settings in SETTINGS[name]:
             results.append(measure({**settings, **changes}, given.device, given.seconds))

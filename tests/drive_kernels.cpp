@@ -42,11 +42,13 @@ Bytes run_gae() {
   std::vector<uint8_t> terminated(T * N), truncated(T * N);
   for (int64_t i = 0; i < T * N; i += 37) terminated[i] = 1;
   std::vector<float> advantages(T * N), returns(T * N);
+  std::vector<double> moments(2 * num_gae_moments);
   cpu::gae({DType::f32, T, N, rewards.data(), values.data(), nullptr, terminated.data(), truncated.data(), nullptr,
-            advantages.data(), returns.data(), 0.99, 0.95});
+            advantages.data(), returns.data(), 0.99, 0.95, moments.data()});
   Bytes out;
   append(out, advantages);
   append(out, returns);
+  append(out, moments);
   return out;
 }
 
@@ -181,6 +183,32 @@ Bytes run_adam_and_permutation() {
   return out;
 }
 
+Bytes run_gather_and_normalize() {
+  const int64_t R = 30000, F = 37, parts = 3, slots = R / parts;
+  const std::vector<float> obs = numbers(R * F, 21);
+  std::vector<int64_t> rows(R), order(R), actions(R), chosen(slots);
+  for (int64_t i = 0; i < R; ++i) {
+    rows[i] = R - 1 - i;
+    actions[i] = i % 7;
+  }
+  cpu::permutation({R, 4, 5, 6, order.data()});
+  std::vector<float> gathered(slots * F), weights(slots), normalized(slots * F);
+  const int64_t count = R, part = 1;
+  const GatherColumn columns[] = {{obs.data(), gathered.data(), R, int64_t(F * sizeof(float))},
+                                  {actions.data(), chosen.data(), R, int64_t(sizeof(int64_t))}};
+  const RowErrors errors =
+      cpu::gather_minibatch({columns, 2, R, rows.data(), order.data(), &count, &part, parts, weights.data()});
+  if (errors.index >= 0) std::abort();
+  const std::vector<double> mean(F, 0.25), var(F, 2.0);
+  cpu::normalize({NumberType::f32, slots, F, gathered.data(), mean.data(), var.data(), 1e-8, 1.5f, normalized.data()});
+  Bytes out;
+  append(out, gathered);
+  append(out, chosen);
+  append(out, weights);
+  append(out, normalized);
+  return out;
+}
+
 // A small policy: acts for a rollout, then updates on it. Either a normal, or one of A actions of which a mask forbids
 // some.
 Bytes run_mlp(bool masked) {
@@ -305,6 +333,7 @@ int main() {
                                  {"surrogate loss", run_surrogate_loss, {}},
                                  {"sample", run_sample, {}},
                                  {"adam", run_adam_and_permutation, {}},
+                                 {"gather", run_gather_and_normalize, {}},
                                  {"mlp", [] { return run_mlp(false); }, {}},
                                  {"masked mlp", [] { return run_mlp(true); }, {}}};
   cpu::set_num_threads(1);
