@@ -26,6 +26,7 @@ def estimate(rollout: Rollout, config: Config) -> Tensor:
         the share of the returns' variance that the values explain, a float64 scalar on the rollout's device, which
         nobody has waited for; NaN where there are fewer than two valid rows or the returns do not vary.
     """
+    moments = torch.empty(2, 3, dtype=torch.float64, device=rollout.advantages.device)
     ops.gae(
         rollout.rewards,
         rollout.values,
@@ -36,12 +37,11 @@ def estimate(rollout: Rollout, config: Config) -> Tensor:
         valid=rollout.valid,
         final_values=rollout.final_values,
         out=(rollout.advantages, rollout.returns),
+        moments=moments,
     )
-    rows = rollout.valid_rows()
-    if len(rows) < 2:
+    if rollout.num_valid < 2:
         return torch.tensor(math.nan, dtype=torch.float64)
-    advantages, returns = (x.reshape(-1)[rows].double() for x in (rollout.advantages, rollout.returns))
+    (count, mean, squares), (_, _, squares_of_returns) = moments
     if config.norm_adv == "batch":
-        rollout.advantages.sub_(advantages.mean()).div_(advantages.std() + 1e-8)
-    variance = returns.var()
-    return torch.where(variance > 0, 1.0 - advantages.var() / variance, math.nan)
+        rollout.advantages.sub_(mean).div_((squares / (count - 1)).sqrt() + 1e-8)
+    return torch.where(squares_of_returns > 0, 1.0 - squares / squares_of_returns, math.nan)
