@@ -184,6 +184,8 @@ class _Running:
     job: Job
     process: BaseProcess
     start: float
+    commit: str
+    """As it was when the process began: that is what it imports, whatever the checkout was when the queue did."""
 
 
 class _Queue:
@@ -197,7 +199,7 @@ class _Queue:
         self._running: dict[Connection, _Running] = {}
         self._progress = _Progress(jobs, done, parallel)
         self._locks = _Locks(path)
-        self._facts = {"commit": commit(), "machine": machine()}
+        self._machine = machine()
         self._elsewhere = 0
 
     def run(self) -> None:
@@ -225,13 +227,13 @@ class _Queue:
         process = spawn.Process(target=_child.call, args=(theirs, job.function, dict(job.arguments)), daemon=True)
         process.start()
         theirs.close()
-        self._running[ours] = _Running(job, process, time.perf_counter())
+        self._running[ours] = _Running(job, process, time.perf_counter(), commit())
 
     def _finish(self, connection: Connection) -> None:
         one = self._running.pop(connection)
         try:
             result, why, cpu = connection.recv()
-        except EOFError:
+        except (EOFError, OSError):  # without a word, or in the middle of one
             one.process.join()
             result, why, cpu = None, f"the process ended without a result, exit status {one.process.exitcode}", 0.0
         connection.close()
@@ -243,7 +245,8 @@ class _Queue:
         else:
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             record = {"key": one.job.key, "arguments": one.job.arguments, "result": result}
-            record |= {"seconds": round(seconds, 3), "cpu_seconds": round(cpu, 3), "finished": now, **self._facts}
+            record |= {"seconds": round(seconds, 3), "cpu_seconds": round(cpu, 3), "finished": now}
+            record |= {"commit": one.commit, "machine": self._machine}
             _append(self.path, record, self._locks)
             self._progress.add(one.job, seconds)
         self._locks.release(one.job.identity)
