@@ -55,7 +55,8 @@ ALGORITHMS: dict[str, Algorithm] = {
         a2c.FIELDS,
         dataclasses.asdict(a2c.Settings()),
         "RL Baselines3 Zoo, hyperparams/a2c.yml, what it tuned for PyBullet's locomotion tasks, with 8 environments "
-        "for its 4 and without state-dependent noise; RMSprop of Mnih et al. 2016.",
+        "for its 4, without state-dependent noise, and with PPO's initial weights and deviation (its own: e^-2); "
+        "RMSprop of Mnih et al. 2016.",
     ),
     "trpo": Algorithm(
         "TRPO",
