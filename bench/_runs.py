@@ -217,6 +217,7 @@ class _Queue:
     def _start(self, job: Job) -> None:
         if not self._locks.take(job.identity):
             self._elsewhere += 1
+            self._progress.leave(job)
             return
         if finished([job], self.path):  # by another call, since this one began
             self._locks.release(job.identity)
@@ -297,8 +298,11 @@ class _Progress:
             self._weight, self._seconds = self._weight + job.weight, self._seconds + seconds
             console.print(f"{self._done}/{self._total} {job.key}: {seconds:.0f} s{self._time_left()}", markup=False)
 
-    def fail(self, job: Job, why: str) -> None:
+    def leave(self, job: Job) -> None:
         self._left -= job.weight
+
+    def fail(self, job: Job, why: str) -> None:
+        self.leave(job)
         console.print(f"{job.key} failed: {why.strip().splitlines()[-1]}", markup=False)
 
     def _time_left(self) -> str:

@@ -10,7 +10,7 @@ from _common import console, score_text
 from _report import curve_of, higher_or_lower, interval, plus_minus, provenance
 from _run_statistics import iqm_interval, mean_std, probability_of_improvement
 from _runs import Record
-from suite import SUITE, Task
+from suite import SUITE, Task, engine_of
 from tables import fill, table
 
 from pyppo.plot import Curve, draw
@@ -38,7 +38,8 @@ def verdict(task: Task, runs: Sequence[Record]) -> str:
     reached = sum(score >= task.gate for score in scores)
     met = reached == len(runs) if task.every else len(scores) == len(runs) and mean_std(scores)[0] >= task.gate
     count = f"{reached} of {len(runs)}"
-    missing = f", {task.seeds - len(runs)} runs to come" if len(runs) < task.seeds else ""
+    suites_own = runs[0]["arguments"]["config"]["engine"] == engine_of(task, "auto")
+    missing = f", {task.seeds - len(runs)} runs to come" if suites_own and len(runs) < task.seeds else ""
     return f"{'met' if met else 'missed'} ({count}{missing})"
 
 
