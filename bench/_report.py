@@ -1,12 +1,16 @@
-"""What the reports of learning runs share: numbers as text, and what a table's runs were."""
+"""What the reports of learning runs share: numbers as text, curves, and what a table's runs were."""
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 from _common import score_text
-from _run_statistics import Interval, mean_std
+from _run_statistics import Interval, Strata, mean_std
 from _runs import Record, duration
+
+from pyppo.plot import Curve
 
 
 def plus_minus(scores: Sequence[float]) -> str:
@@ -22,8 +26,44 @@ def interval(found: Interval, text: str = ".2f") -> str:
     return f"{found.value:{text}} [{found.low:{text}}, {found.high:{text}}]"
 
 
+LEAST_RUNS = 3
+"""Of fewer in an environment, resampling shows next to no spread: of one, none at all."""
+
+
+def higher_or_lower(probability: Interval, *groups: Strata) -> str:
+    """What the interval of a probability of improvement says, of these runs."""
+    if min(len(runs) for strata in groups for runs in strata) < LEAST_RUNS:
+        return "too few runs"
+    return "higher" if probability.low > 0.5 else "lower" if probability.high < 0.5 else "not told apart"
+
+
+def curve_of(record: Record) -> Curve | None:
+    """Steps and returns of a run; one that diverged stays where it was then, to the end. None if no episode ended."""
+    steps, returns = record["result"]["curve"]
+    if not steps:
+        return None
+    arguments = record["arguments"]
+    settings = arguments["fields"] if "fields" in arguments else arguments["config"]
+    end = max(steps[-1], settings["total_timesteps"])
+    return np.array([*steps, end]), np.array([*returns, returns[-1]])
+
+
+def elapsed(records: Iterable[Record]) -> float:
+    """Seconds in which at least one of the runs was going on."""
+    spans = []
+    for record in records:
+        if "finished" in record:
+            end = datetime.datetime.fromisoformat(record["finished"]).timestamp()
+            spans.append((end - record["seconds"], end))
+    total, until = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return total
+
+
 def provenance(records: Iterable[Record]) -> str:
-    """How many runs, when, on what, of which commit, and the CPU time of all."""
+    """How many runs, when, on what, of which commit, the CPU time of all, and how long that was."""
     records = list(records)
     if not records:
         return "Not run yet."
@@ -34,7 +74,7 @@ def provenance(records: Iterable[Record]) -> str:
     took = duration(sum(record.get("cpu_seconds", 0.0) for record in records))
     runs = f"{len(records)} run{'s' if len(records) > 1 else ''}"
     what = f"commit {', '.join(commits) or 'unknown'}; {'; '.join(machines) or 'machine unknown'}"
-    return f"{runs}, {when}, {what}; {took} of CPU time."
+    return f"{runs}, {when}, {what}; {took} of CPU time within {duration(elapsed(records))}."
 
 
 def _machine(record: Record) -> str:

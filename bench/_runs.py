@@ -184,6 +184,8 @@ class _Running:
     job: Job
     process: BaseProcess
     start: float
+    commit: str
+    """As it was when the process began: that is what it imports, whatever the checkout was when the queue did."""
 
 
 class _Queue:
@@ -197,7 +199,7 @@ class _Queue:
         self._running: dict[Connection, _Running] = {}
         self._progress = _Progress(jobs, done, parallel)
         self._locks = _Locks(path)
-        self._facts = {"commit": commit(), "machine": machine()}
+        self._machine = machine()
         self._elsewhere = 0
 
     def run(self) -> None:
@@ -215,6 +217,7 @@ class _Queue:
     def _start(self, job: Job) -> None:
         if not self._locks.take(job.identity):
             self._elsewhere += 1
+            self._progress.leave(job)
             return
         if finished([job], self.path):  # by another call, since this one began
             self._locks.release(job.identity)
@@ -225,13 +228,13 @@ class _Queue:
         process = spawn.Process(target=_child.call, args=(theirs, job.function, dict(job.arguments)), daemon=True)
         process.start()
         theirs.close()
-        self._running[ours] = _Running(job, process, time.perf_counter())
+        self._running[ours] = _Running(job, process, time.perf_counter(), commit())
 
     def _finish(self, connection: Connection) -> None:
         one = self._running.pop(connection)
         try:
             result, why, cpu = connection.recv()
-        except EOFError:
+        except (EOFError, OSError):  # without a word, or in the middle of one
             one.process.join()
             result, why, cpu = None, f"the process ended without a result, exit status {one.process.exitcode}", 0.0
         connection.close()
@@ -243,7 +246,8 @@ class _Queue:
         else:
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             record = {"key": one.job.key, "arguments": one.job.arguments, "result": result}
-            record |= {"seconds": round(seconds, 3), "cpu_seconds": round(cpu, 3), "finished": now, **self._facts}
+            record |= {"seconds": round(seconds, 3), "cpu_seconds": round(cpu, 3), "finished": now}
+            record |= {"commit": one.commit, "machine": self._machine}
             _append(self.path, record, self._locks)
             self._progress.add(one.job, seconds)
         self._locks.release(one.job.identity)
@@ -294,8 +298,11 @@ class _Progress:
             self._weight, self._seconds = self._weight + job.weight, self._seconds + seconds
             console.print(f"{self._done}/{self._total} {job.key}: {seconds:.0f} s{self._time_left()}", markup=False)
 
-    def fail(self, job: Job, why: str) -> None:
+    def leave(self, job: Job) -> None:
         self._left -= job.weight
+
+    def fail(self, job: Job, why: str) -> None:
+        self.leave(job)
         console.print(f"{job.key} failed: {why.strip().splitlines()[-1]}", markup=False)
 
     def _time_left(self) -> str:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 from _common import console, score_text
-from _report import plus_minus, provenance
-from _run_statistics import iqm_interval, mean_std
+from _report import curve_of, higher_or_lower, interval, plus_minus, provenance
+from _run_statistics import iqm_interval, mean_std, probability_of_improvement
 from _runs import Record
-from suite import SUITE, Task
+from suite import SUITE, Task, engine_of
 from tables import fill, table
 
 from pyppo.plot import Curve, draw
@@ -38,7 +38,8 @@ def verdict(task: Task, runs: Sequence[Record]) -> str:
     reached = sum(score >= task.gate for score in scores)
     met = reached == len(runs) if task.every else len(scores) == len(runs) and mean_std(scores)[0] >= task.gate
     count = f"{reached} of {len(runs)}"
-    missing = f", {task.seeds - len(runs)} runs to come" if len(runs) < task.seeds else ""
+    suites_own = runs[0]["arguments"]["config"]["engine"] == engine_of(task, "auto")
+    missing = f", {task.seeds - len(runs)} runs to come" if suites_own and len(runs) < task.seeds else ""
     return f"{'met' if met else 'missed'} ({count}{missing})"
 
 
@@ -70,8 +71,23 @@ COLUMNS = (
 )  # fmt: skip
 
 
+def engine_table(done: Mapping[str, Record]) -> str | None:
+    """Training scores of both engines side by side, where both have run; None: nowhere."""
+    lines = []
+    for task in SUITE:
+        ours, theirs = (scores_of(runs_of(done, task, engine), "training") for engine in ENGINES)
+        if ours and theirs:
+            found = probability_of_improvement([ours], [theirs])
+            texts = [f"{plus_minus(scores)} ({len(scores)})" for scores in (ours, theirs)]
+            lines.append([task.env_id, *texts, interval(found), higher_or_lower(found, [ours], [theirs])])
+    if not lines:
+        return None
+    return table(["environment", *(f"{engine} (runs)" for engine in ENGINES),
+                  "a native run scores higher [95 %]", ""], lines)  # fmt: skip
+
+
 def report(done: Mapping[str, Record]) -> str:
-    """The table, each seed's score, and where runs end in two modes."""
+    """The table, where runs end in two modes, the engines beside each other, and each seed's score."""
     if not done:
         return "Not run yet."
     lines, seeds, modes = [], [], []
@@ -89,6 +105,8 @@ def report(done: Mapping[str, Record]) -> str:
     parts = [provenance(done.values()), table(COLUMNS, lines), *modes]
     if missing:
         parts.append(f"Not run yet: {', '.join(missing)}.")
+    if (engines := engine_table(done)) is not None:
+        parts.append(f"The engines beside each other, training scores:\n\n{engines}")
     parts.append("Training scores by seed:\n\n" + table(["environment", "engine", "seeds 1, 2, …"], seeds))
     return "\n\n".join(parts)
 
@@ -98,9 +116,8 @@ def curves(done: Mapping[str, Record]) -> dict[str, dict[str, list[Curve]]]:
     panels: dict[str, dict[str, list[Curve]]] = {}
     for task in SUITE:
         for engine in ENGINES:
-            found = [record["result"]["curve"] for record in runs_of(done, task, engine)]
-            lines = [(np.array(steps), np.array(returns)) for steps, returns in found if steps]
-            if lines:
+            found = map(curve_of, runs_of(done, task, engine))
+            if lines := [curve for curve in found if curve is not None]:
                 panels.setdefault(task.env_id, {})[f"{engine} ({len(lines)})"] = lines
     return panels
 

@@ -15,8 +15,8 @@ An environment's class may offer more, as EnvPool's does; a wrapper's class offe
 
 - `send` and `recv`: the two halves of `step`.
 - `checks_actions = True`: it refuses wrong actions itself (`ActionCheck`).
-- `receiver(columns)`: a thinner `recv` for a whole rollout, which writes a step's flags before its observations. A
-  subclass does not inherit it.
+- `receiver(columns)`: a thinner `recv` for a whole rollout, which writes a step's flags before its observations, and
+  these as `finite_ends` gives them. A subclass does not inherit it.
 - `seeded_when_made = True`: `reset` takes no seed, nor through wrappers.
 - `reports_games` (of the unwrapped environment): what it ends and rewards in training is not what is reported, as with
   Atari's episodic life and clipped rewards; `infos` has the game's own "reward" and "terminated".
@@ -31,7 +31,9 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-__all__ = ["Autoreset", "Column", "Columns", "Purpose", "Receive", "StepBatch", "autoreset_of", "env_seed"]
+__all__ = [
+    "Autoreset", "Column", "Columns", "Purpose", "Receive", "StepBatch", "autoreset_of", "env_seed", "finite_ends",
+]  # fmt: skip
 
 Purpose = Literal["train", "evaluate", "warmup"]
 _PURPOSES: tuple[Purpose, ...] = ("train", "evaluate", "warmup")
@@ -79,6 +81,20 @@ class StepBatch(NamedTuple):
     """`[N]`: the rewards that are reported, where they are not `rewards`: an Atari game's, not clipped."""
     episode_over: np.ndarray | None = None
     """`[N]` bool: where what is reported ends, if that is not where `terminated` or `truncated` is: a game's end."""
+
+
+def finite_ends(x: np.ndarray, terminated: np.ndarray) -> np.ndarray:
+    """Observations `[N, ...]` with 0 for what is not finite in the rows where an episode terminated.
+
+    Nothing follows from such a row, and a simulation that broke may well end its episode with NaN; but with next-step
+    autoreset the policy is still asked for the action that the reset ignores.
+    """
+    if x.dtype.kind != "f":
+        return x
+    finite = np.isfinite(x)
+    if np.count_nonzero(finite) == x.size:
+        return x
+    return np.where(finite | ~terminated.reshape(-1, *[1] * (x.ndim - 1)), x, x.dtype.type(0))
 
 
 # --- seeds ----------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from pyppo.contract import Columns, Purpose, Receive, env_seed
+from pyppo.contract import Columns, Purpose, Receive, env_seed, finite_ends
 from pyppo.masks import MASK, MASK_INFOS, policy_spaces
 from pyppo.spaces import ActionCheck, flatten_space
 
@@ -157,8 +157,13 @@ class EnvPoolVectorEnv(VectorEnv):
         def receive(t: int) -> list[np.ndarray]:
             state = self._recv()
             rewards[t], dones[t], cuts[t] = state[reward], state[done], state[cut]
-            for column, i in observations:
-                column[t + 1] = state[i]
+            if np.count_nonzero(state[done]):  # half the time of `any`
+                terminated = state[done] > state[cut]
+                for column, i in observations:
+                    column[t + 1] = finite_ends(state[i], terminated)
+            else:
+                for column, i in observations:
+                    column[t + 1] = state[i]
             return state
 
         raw, over = columns.episode_rewards, columns.episode_over

@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 
-from pyppo.contract import Column, Columns, Purpose, Receive, StepBatch, autoreset_of, env_seed
+from pyppo.contract import Column, Columns, Purpose, Receive, StepBatch, autoreset_of, env_seed, finite_ends
 from pyppo.gymnasium_envs import blame, final_rows, make_vector_env
 from pyppo.masks import MASK, MASK_INFOS, ActionMask, dict_of, mask_shape, masks_in, split_mask
 from pyppo.spaces import ActionCheck, ObservationCheck, choices, dict_space, flatten_space
@@ -198,7 +198,8 @@ class EnvGroup:
         games = self._game(infos, truncated) if self.reports_games else (None, None)
         final_obs = None
         if self.autoreset_mode == "next_step":
-            arrays = _finite_ends(arrays, np.asarray(terminated, bool))
+            if terminated.any():
+                arrays = {name: finite_ends(x, np.asarray(terminated, bool)) for name, x in arrays.items()}
             observations = self._observations(arrays, infos, done)
         elif not done.any():
             observations = self._observations(arrays, infos, None)
@@ -402,22 +403,6 @@ _ENVS = (
 
 # When it is asked to put arrays together of which one has another shape or dtype, as observations or infos had before.
 _NUMPY_SAYS = ("broadcast", "Output array", "Cannot cast array")
-
-
-def _finite_ends(arrays: dict[str, np.ndarray], terminated: np.ndarray) -> dict[str, np.ndarray]:
-    """Observations with 0 for what is not finite in the rows where an episode terminated.
-
-    Nothing follows from such a row, and a simulation that broke may well end its episode with NaN; but the policy is
-    still asked for the action that the reset ignores.
-    """
-    if not terminated.any():
-        return arrays
-    changed = {}
-    for name, x in arrays.items():
-        if x.dtype.kind == "f" and not np.isfinite(ends := x[terminated]).all():
-            changed[name] = x.copy()
-            changed[name][terminated] = np.where(np.isfinite(ends), ends, 0)
-    return {**arrays, **changed}
 
 
 def _says(env: VectorEnv, trait: str) -> bool:

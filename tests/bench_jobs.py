@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import struct
+import sys
 import time
 from pathlib import Path
 
@@ -21,6 +23,13 @@ def fail_once(mark: str) -> dict[str, str]:
 
 def die() -> dict[str, float]:
     os._exit(7)
+
+
+def half_a_word() -> dict[str, float]:
+    """Ends while its result is being sent."""
+    connection = sys._getframe(1).f_locals["connection"]
+    os.write(connection.fileno(), struct.pack("!i", 100) + b"half")
+    os._exit(8)
 
 
 def no_json() -> dict[str, object]:

@@ -69,6 +69,14 @@ def test_runs_what_is_missing_and_nothing_twice(runs, tmp_path, capsys):
     assert all(record["finished"] and record["machine"] for record in records.values())
 
 
+def test_each_run_has_the_commit_that_it_began_with(runs, tmp_path, monkeypatch):
+    commits = iter(["first", "second"])
+    monkeypatch.setattr(runs, "commit", lambda: next(commits))
+    path = tmp_path / "results.jsonl"
+    runs.run_jobs(doubles(runs, 1, 2), path)
+    assert [record["commit"] for record in runs.read_records(path)] == ["first", "second"]
+
+
 def test_other_arguments_are_another_run(runs, tmp_path):
     path = tmp_path / "results.jsonl"
     runs.run_jobs([runs.Job("one", bench_jobs.double, {"x": 1})], path)
@@ -85,6 +93,7 @@ def test_failures_are_told_and_tried_again(runs, tmp_path, capsys):
         runs.Job("raises", bench_jobs.fail_once, {"mark": str(tmp_path / "mark")}),
         runs.Job("dies", bench_jobs.die),
         runs.Job("no json", bench_jobs.no_json),
+        runs.Job("half a word", bench_jobs.half_a_word),
         *doubles(runs, 1),
     ]
     failures = {failure.key: failure.why for failure in runs.run_jobs(jobs, path)}
@@ -92,6 +101,7 @@ def test_failures_are_told_and_tried_again(runs, tmp_path, capsys):
     assert "RuntimeError: not this time" in failures["raises"]
     assert failures["dies"] == "the process ended without a result, exit status 7"
     assert "not JSON serializable" in failures["no json"]
+    assert failures["half a word"] == "the process ended without a result, exit status 8"
     assert "raises failed: RuntimeError: not this time" in capsys.readouterr().out
     assert runs.run_jobs(jobs[:1], path) == []
     assert keys(path) == ["double/1", "raises"]

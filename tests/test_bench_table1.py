@@ -169,6 +169,7 @@ def test_what_was_not_run_is_called_so(table1, tmp_path):
     table1.table1.main([*arguments, "--steps", "4096", "--seeds", "2", "--clip-seeds", "2"])
     page = (tmp_path / "results.md").read_text()
     assert "77 of 154 runs of 4,096 steps" in page
+    assert "| clip 0.2 | clip 0.1 | 0.50 [0.50, 0.50] | too few runs |" in page
 
 
 def test_a_run_and_the_random_policy(table1):

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 from gymnasium.vector import VectorEnv
 
+import pyppo
+from pyppo import Config
+from pyppo.checkpoint import parameter_sha256
 from pyppo.envpool_envs import EnvPoolVectorEnv, auto_threads, list_envs, make_envs
 from pyppo.envs import EnvGroup
 
@@ -163,3 +166,56 @@ def test_wrappers_compose():
     assert group.recv().rewards.tolist() == [10.0, 10.0]
     with pytest.raises(ValueError, match=r"actions\[0\] is 7"):
         group.send(np.array([7, 0]))
+
+
+# --- ends that are not finite -----------------------------------------------------------------------------------------
+
+
+def breaking(cut=False):
+    """CartPole whose episodes end in NaN: in themselves, or with `cut` after three steps, at their time limit."""
+    pool = make_envs("CartPole-v1", 3, seed=1, options={"max_episode_steps": 3} if cut else None)
+    receive = pool._recv
+
+    def broken():
+        state = list(receive())
+        state[pool._plain_obs] = state[pool._plain_obs].copy()
+        state[pool._plain_obs][state[pool._done]] = np.nan
+        return state
+
+    pool._recv = broken
+    return pool
+
+
+class Plain(EnvGroup):
+    """Without a receiver, so that each step comes through `recv`."""
+
+    def receiver(self, columns):
+        return None
+
+
+@needs_envpool
+@pytest.mark.parametrize("how", [{"engine": "native"}, {"engine": "torch"}, {"norm_obs": True}])
+def test_an_envpool_simulation_may_break_where_its_episode_terminates(how):
+    config = Config("x", total_timesteps=192, num_steps=32, num_minibatches=1, run_dir=None, hidden_sizes=(8,), **how)
+    ends = []
+    for kind in (EnvGroup, Plain):
+        with pyppo.Trainer(config, envs=kind(breaking()), quiet=True) as trainer:
+            trainer.train()
+            assert trainer.history["episodes"][-1] > 0
+            rollout = trainer.rollout
+            after = rollout.obs["obs"][1:]
+            assert (after[rollout.terminated] == 0).all()
+            assert after[~rollout.terminated].isfinite().all()
+            ends.append(parameter_sha256(trainer.policy))
+    assert ends[0] == ends[1]
+
+
+@needs_envpool
+@pytest.mark.parametrize("kind", [EnvGroup, Plain])
+def test_an_envpool_episode_that_is_cut_off_must_end_with_numbers(kind):
+    config = Config("x", total_timesteps=192, num_steps=32, num_minibatches=1, run_dir=None, hidden_sizes=(8,))
+    with (
+        pyppo.Trainer(config, envs=kind(breaking(cut=True)), quiet=True) as trainer,
+        pytest.raises(FloatingPointError, match="gave an observation 'obs' that is not finite"),
+    ):
+        trainer.train()

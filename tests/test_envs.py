@@ -9,6 +9,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 import pyppo
 from pyppo.config import Config
+from pyppo.contract import finite_ends
 from pyppo.envs import ActionCheck, EnvGroup, as_group, as_groups, env_seed
 
 # --- seeds ------------------------------------------------------------------------------------------------------------
@@ -325,6 +326,18 @@ def test_a_simulation_may_break_where_its_episode_terminates(how, same_step):
     assert np.isfinite(result.history["loss"]).all()
     assert result.history["episodes"][-1] > 0
     assert pyppo.evaluate(result.policy, envs=Breaking(num_envs=2, same_step=same_step), episodes=2).lengths.min() > 0
+
+
+def test_ends_that_are_not_finite_become_0_and_nothing_else_does():
+    x = np.array([[[1.0, np.nan]], [[np.inf, 2.0]], [[-np.inf, np.nan]]], np.float32)
+    ended = np.array([True, False, True])
+    found = finite_ends(x, ended)
+    np.testing.assert_array_equal(found, np.array([[[1, 0]], [[np.inf, 2]], [[0, 0]]], np.float32))
+    assert found.dtype == np.float32
+    assert np.isnan(x[0, 0, 1])  # the environment's own array stays
+    for as_it_is in (np.zeros((3, 2)), np.ones(3, np.uint8), np.zeros((3, 2), bool)):
+        assert finite_ends(as_it_is, ended) is as_it_is
+    np.testing.assert_array_equal(finite_ends(np.array([np.nan, np.nan, 1.0]), ended), [0, np.nan, 1])
 
 
 def test_a_cut_off_episode_must_end_with_numbers():

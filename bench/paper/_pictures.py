@@ -38,10 +38,18 @@ def draw_curves(axis: Any, curves: Sequence[Curve], color: str, label: str) -> N
 def draw_settings(axis: Any, values: Mapping[str, Sequence[float]], color: str, label: str) -> None:
     """Each run a dot over its setting's name, the means joined by a line."""
     kept = [(i, runs) for i, runs in enumerate(values.values()) if len(runs)]
+    if not kept:
+        return
     axis.plot([i for i, _ in kept], [np.mean(runs) for _, runs in kept], color=color, lw=1.4, label=label)
     for i, runs in kept:
         axis.plot([i] * len(runs), runs, ".", color=color, ms=5, alpha=0.7)
     axis.set_xticks(range(len(values)), list(values))
+
+
+def log_scale(axis: Any) -> None:
+    """Powers of ten upwards, where anything is drawn: an empty panel has no such scale."""
+    if axis.lines:
+        axis.set_yscale("log")
 
 
 def save(figure: Figure, axes: np.ndarray, path: Path) -> Path:

@@ -51,7 +51,7 @@ def draw(runs: Runs, path: Path) -> Path:
             _pictures.draw_settings(axis, values, "C0", name)
             axis.set_xlabel("clip range")
         for axis in column[:2]:
-            axis.set_yscale("log")
+            _pictures.log_scale(axis)
         column[0].set(title=env_id, xlabel="environment steps")
     for axis, label in zip(axes[:, 0], ("KL after an update", "KL, median of updates", "return"), strict=True):
         axis.set_ylabel(label)

@@ -53,7 +53,7 @@ def draw(runs: Runs, path: Path) -> Path:
                 _pictures.draw_settings(axis, values, COLORS[clip], title(clip))
             axis.set_xlabel("epochs a rollout")
         column[0].set_title(env_id)
-        column[1].set_yscale("log")
+        _pictures.log_scale(column[1])
     axes[0, 0].set_ylabel("return, mean of last 100 episodes")
     axes[1, 0].set_ylabel("KL(old || new) of an update, median")
     return _pictures.save(figure, axes, path)

@@ -23,16 +23,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import _experiments
 import a2c
-import numpy as np
 import trpo
 import vpg
-from _report import provenance
+from _report import curve_of, provenance
 from _runs import Job, Record, finished, run_jobs
 from table1_settings import ENVIRONMENTS, SETTINGS
 from tables import ROOT, fill, table
-from update_cost import milliseconds
+from update_cost import cost_rows, milliseconds
 
-from pyppo.plot import draw
+from pyppo.plot import Curve, draw
 
 
 class Algorithm(NamedTuple):
@@ -56,7 +55,8 @@ ALGORITHMS: dict[str, Algorithm] = {
         a2c.FIELDS,
         dataclasses.asdict(a2c.Settings()),
         "RL Baselines3 Zoo, hyperparams/a2c.yml, what it tuned for PyBullet's locomotion tasks, with 8 environments "
-        "for its 4 and without state-dependent noise; RMSprop of Mnih et al. 2016.",
+        "for its 4, without state-dependent noise, and with PPO's initial weights and deviation (its own: e^-2); "
+        "RMSprop of Mnih et al. 2016.",
     ),
     "trpo": Algorithm(
         "TRPO",
@@ -141,17 +141,8 @@ def time_table(runs: Runs) -> str:
         per_million = statistics.fmean(1e6 * x["phases"]["update"] / x["steps"] for x in results)
         speed = statistics.fmean(x["sps"] for x in results)
         engine = "native" if name == "ppo" else "torch"
-        lines.append(
-            [
-                one.title,
-                engine,
-                f"{rows:,}",
-                milliseconds(per_update),
-                f"{share:.0%}",
-                f"{per_million:.0f}",
-                f"{speed:,.0f}",
-            ]
-        )
+        shares = [f"{share:.0%}", f"{per_million:.0f}", f"{speed:,.0f}"]
+        lines.append([one.title, engine, f"{rows:,}", milliseconds(per_update), *shares])
     columns = ["algorithm", "engine", "rows an update", "ms an update", "share of the run", "s of updates, 1M steps",
                "steps/s"]  # fmt: skip
     return table(columns, lines)
@@ -171,13 +162,13 @@ def _text(value: Any) -> str:
     return ", ".join(f"{x:g}" for x in value).join("()") if isinstance(value, (tuple, list)) else str(value)
 
 
-def curves(runs: Runs) -> dict[str, dict[str, list[Any]]]:
+def curves(runs: Runs) -> dict[str, dict[str, list[Curve]]]:
     """What is drawn: a panel an environment."""
-    panels: dict[str, dict[str, list[Any]]] = {}
+    panels: dict[str, dict[str, list[Curve]]] = {}
     for env_id in ENVIRONMENTS:
         for name, one in ALGORITHMS.items():
-            found = [record["result"]["curve"] for record in runs.get((name, env_id), [])]
-            if lines := [tuple(map(np.asarray, curve)) for curve in found if curve[0]]:
+            found = map(curve_of, runs.get((name, env_id), []))
+            if lines := [curve for curve in found if curve is not None]:
                 panels.setdefault(env_id, {})[f"{one.title} ({len(lines)})"] = lines
     return panels
 
@@ -187,21 +178,9 @@ def cost_table(path: Path) -> str:
     if not path.exists():
         return "Not measured yet."
     found = json.loads(path.read_text())
-    lines = [
-        [row["title"], milliseconds(row["same_ms"]), f"{row['own_rows']:,}", milliseconds(row["own_ms"]),
-         f"{row['own_seconds_1m']:,.0f}"]
-        for row in found["rows"]
-    ]  # fmt: skip
-    columns = [
-        "update",
-        f"ms, same {found['rows_same']:,} rows",
-        "rows of its own",
-        "ms on these",
-        "s in 1M steps",
-    ]
     facts = found["machine"]
     where = f"{facts['cpu']}, {facts['cpu_capability']} kernels, torch {facts['torch']}, one thread each"
-    return f"{where}; {found['env_id']}, medians of {found['samples']} or more in turn.\n\n{table(columns, lines)}"
+    return f"{where}; {found['env_id']}, medians of {found['samples']} or more in turn.\n\n{table(*cost_rows(found))}"
 
 
 def write_report(runs: Runs, docs: Path, cost: Path) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from _common import console, score_text
-from _report import interval, plus_minus, provenance
-from _run_statistics import Interval, iqm_interval, mean_interval, probability_of_improvement
+from _report import curve_of, higher_or_lower, interval, plus_minus, provenance
+from _run_statistics import iqm_interval, mean_interval, probability_of_improvement
 from _runs import Job, Record, finished
 from table1_settings import CLIPS, ENVIRONMENTS, PAPER, SETTING_TITLES, VARIANTS
 from tables import fill, table
@@ -143,23 +143,19 @@ def scale_table(found: Table) -> str:
     return table(["environment", "random policy = 0", "best mean = 1", "of", "best run"], lines)
 
 
-def comparisons(found: Table) -> dict[tuple[str, str], Interval]:
-    """The probability that a run of the first scores higher than one of the second, for pairs that were run whole."""
+def comparison_table(found: Table) -> str | None:
+    """The probability that a run of one scores higher than one of another, for pairs that were run whole, if any."""
     scores = found.scores()  # a scale would not change who is higher
     pairs = [("clip 0.2", "clip 0.1"), ("clip 0.2", "clip 0.3"), ("clip 0.1", "clip 0.3")]
     pairs += [("clip 0.2", v) for v in VARIANTS if v not in CLIPS]
     whole = {variant: strata(by_env) for variant, by_env in scores.items()}
-    known = [(a, b, whole[a], whole[b]) for a, b in pairs]
-    return {(a, b): probability_of_improvement(x, y) for a, b, x, y in known if x is not None and y is not None}
-
-
-def comparison_table(compared: Mapping[tuple[str, str], Interval]) -> str:
-    lines = [[a, b, interval(p), _says(p)] for (a, b), p in compared.items()]
-    return table(["a run of", "scores higher than one of", "probability [95 %]", ""], lines)
-
-
-def _says(p: Interval) -> str:
-    return "higher" if p.low > 0.5 else "lower" if p.high < 0.5 else "not told apart"
+    lines = []
+    for name, other in pairs:
+        ours, theirs = whole[name], whole[other]
+        if ours is not None and theirs is not None:
+            p = probability_of_improvement(ours, theirs)
+            lines.append([name, other, interval(p), higher_or_lower(p, ours, theirs)])
+    return table(["a run of", "scores higher than one of", "probability [95 %]", ""], lines) if lines else None
 
 
 def report(found: Table) -> str:
@@ -177,8 +173,8 @@ def report(found: Table) -> str:
     except ValueError as error:
         parts.append(f"No scale. {error}.")
     parts.append(score_table(found))
-    if compared := comparisons(found):
-        parts.append(comparison_table(compared))
+    if (compared := comparison_table(found)) is not None:
+        parts.append(compared)
     return "\n\n".join(parts)
 
 
@@ -187,19 +183,10 @@ def curves(found: Table) -> dict[str, dict[str, list[Any]]]:
     panels: dict[str, dict[str, list[Any]]] = {}
     for env_id in ENVIRONMENTS:
         for variant in DRAWN:
-            lines = [curve for record in found.records[variant][env_id] if (curve := _curve(record)) is not None]
+            lines = [curve for record in found.records[variant][env_id] if (curve := curve_of(record)) is not None]
             if lines:
                 panels.setdefault(env_id, {})[f"{variant} ({len(lines)})"] = lines
     return panels
-
-
-def _curve(record: Record) -> tuple[np.ndarray, np.ndarray] | None:
-    """Steps and returns; one that diverged stays where it was then, to the end."""
-    steps, returns = record["result"]["curve"]
-    if not steps:
-        return None
-    end = max(steps[-1], record["arguments"]["fields"]["total_timesteps"])
-    return np.array([*steps, end]), np.array([*returns, returns[-1]])
 
 
 def write(found: Table, docs: Path) -> None:

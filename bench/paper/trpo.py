@@ -153,7 +153,10 @@ class TRPOEngine(PolicyGradientEngine):
         return ((new.log_prob(data.actions) - data.logp).exp() * data.advantages).mean()
 
     def natural_step(self, data: Minibatch, gradient: Tensor) -> Tensor:
-        """The step [P] along F^-1 g whose KL is `max_kl` to second order: x sqrt(2 max_kl / x' F x)."""
+        """The step [P] along x = F^-1 g whose KL is `max_kl` to second order: x sqrt(2 max_kl / x' F x).
+
+        F has its damping in both places, as Baselines has it, so the KL stays somewhat below.
+        """
         settings = self.settings
         obs = data.obs[:: settings.fisher_stride]
         kl = self.snapshot(obs).kl(self.policy_at(obs)).mean()

@@ -121,6 +121,17 @@ def milliseconds(ms: float) -> str:
     return f"{ms:,.0f}" if ms >= 100 else f"{ms:.1f}" if ms >= 10 else f"{ms:.2f}"
 
 
+def cost_rows(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Columns and lines of the table of what `measure` gave."""
+    columns = ["update", f"ms, same {found['rows_same']:,} rows", "rows of its own", "ms on these", "s in 1M steps"]
+    lines = [
+        [one["title"], milliseconds(one["same_ms"]), f"{one['own_rows']:,}", milliseconds(one["own_ms"]),
+         f"{one['own_seconds_1m']:,.0f}"]
+        for one in found["rows"]
+    ]  # fmt: skip
+    return columns, lines
+
+
 def check(updates: Mapping[str, Callable[[], Mapping[str, float]]]) -> None:
     """An update that takes no step would cost nothing and mean nothing."""
     if idle := [name for name, update in updates.items() if not update()["updates"] > 0]:
@@ -144,13 +155,7 @@ def main(arguments: list[str] | None = None) -> None:
     show_facts("machine", facts)
     warn_if_busy(facts)
     found = measure(given.env, given.seconds, given.iterations)
-    rows = [
-        [x["title"], milliseconds(x["same_ms"]), f"{x['own_rows']:,}", milliseconds(x["own_ms"]),
-         f"{x['own_seconds_1m']:,.0f}"]
-        for x in found["rows"]
-    ]  # fmt: skip
-    columns = ["update", f"ms, {found['rows_same']} rows", "own rows", "ms on these", "s in 1M steps"]
-    show_table(given.env, columns, rows)
+    show_table(given.env, *cost_rows(found))
     console.print("docs/results.md takes these through figure3.py --report")
     write_json(given.json, {**found, "machine": facts})
 

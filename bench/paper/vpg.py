@@ -41,7 +41,7 @@ class Settings:
     factor: float = 1.5
     """By how much."""
     bounds: tuple[float, float] = (1e-8, 1.0)
-    """Between which Adam's step size stays."""
+    """Between which Adam's step size stays; the implementation has no bounds."""
     critic_epochs: int = 10
     """Passes over the rollout that fit the critic."""
     critic_minibatch: int = 64
