@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["check_finals", "check_observations", "check_rewards", "find_bad_parameter", "find_not_finite"]
+__all__ = [
+    "check_finals", "check_observations", "check_rewards", "find_bad_output", "find_bad_parameter", "find_not_finite",
+]  # fmt: skip
 
 
 def _total(tensors: Iterable[Tensor]) -> Tensor:
@@ -103,4 +106,23 @@ def find_bad_parameter(policy: nn.Module) -> str | None:
     for name, buffer in buffers.items():
         if buffer.is_floating_point() and bool(buffer.isnan().any()):
             return f"buffer {name}"
+    return None
+
+
+@torch.no_grad()
+def find_bad_output(policy: Any, obs: Mapping[str, Tensor]) -> str | None:
+    """Names what a policy puts out that is not finite, of finite parameters and observations; None if all of it is.
+
+    Args:
+        policy: asked only if it has `heads` and no state.
+        obs: entries `[T+1, N, ...]`, a row at a time.
+    """
+    if not hasattr(policy, "heads") or getattr(policy, "state_shape", None) is not None:
+        return None
+    for t in range(len(next(iter(obs.values())))):
+        row = {key: x[t] for key, x in obs.items()}
+        params, value = policy.heads(policy.prepare(row) if hasattr(policy, "prepare") else row)
+        for name, x in {**params, "value": value}.items():
+            if not bool(x.isfinite().all()):
+                return f"the policy's {name}, of finite parameters and observations,"
     return None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from pyppo.engines.torch_engine import TorchEngine
 from pyppo.envpool_envs import env_spaces
 from pyppo.envs import Envs, as_groups
 from pyppo.estimate import estimate
-from pyppo.finite import find_bad_parameter, find_not_finite
+from pyppo.finite import find_bad_output, find_bad_parameter, find_not_finite
 from pyppo.normalize import ObservationNormalizer, RewardScaler
 from pyppo.parts import make_policy, torch_threads
 from pyppo.policy import describe_policy
@@ -227,14 +227,15 @@ class Trainer:
             self._start()
             self._open_run()
             schedule = self._schedule()
-            with self.clock.phase("env"):
-                self._collect()
+            with self.clock.phase("env"), self._told_why(), self._cores:
+                self.collector.collect()
             with self.clock.phase("gae"):
                 self.engine.bootstrap(self.rollout)
                 explained_variance = estimate(self.rollout, self.config)
             with self.clock.phase("update"):
                 self._partial_update = True
-                metrics = self.engine.update(self.rollout, schedule, self.iteration)
+                with self._told_why():
+                    metrics = self.engine.update(self.rollout, schedule, self.iteration)
             self._check_finite(metrics)
             self.iteration += 1
             self._learn_statistics()
@@ -283,13 +284,17 @@ class Trainer:
         self.clock.add("act", time.perf_counter() - start)
         return actions
 
-    def _collect(self) -> None:
+    @contextmanager
+    def _told_why(self) -> Iterator[None]:
+        """Where the sampler or the loss refuses NaN, or the collector infinity: say where it came from."""
         try:
-            with self._cores:
-                self.collector.collect()
-        except ValueError as error:  # the sampler refuses NaN, the collector infinity; say where it came from
+            yield
+        except ValueError as error:
             if (found := find_not_finite(self.rollout.obs)) is not None:
                 raise self._not_finite(found) from error
+            bad = find_bad_parameter(self.policy) or find_bad_output(self.policy, self.rollout.obs)
+            if bad is not None:
+                raise self._not_finite(f"{bad} is not") from error
             raise
 
     def _check_finite(self, metrics: Mapping[str, float]) -> None:

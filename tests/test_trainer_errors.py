@@ -92,3 +92,13 @@ def test_parameters_that_overflow_stop_the_run(tmp_path):
     with pytest.raises(FloatingPointError, match=r"iteration 2 .*actor\.0\.weight is not.*learning_rate"):
         trainer.train()
     assert checkpoint.load_checkpoint(trainer.run_dir).state["iteration"] == 1
+
+
+@pytest.mark.parametrize("engine", ["native", "torch"])
+def test_outputs_that_overflow_stop_the_run(engine):
+    trainer = Trainer(config_for(engine=engine), probes.TerminalReward(num_envs=8), quiet=True)
+    trainer.step()
+    for p in trainer.policy.actor.parameters():  # each is finite, and no product of two is
+        p.data.fill_(3e38)
+    with pytest.raises(FloatingPointError, match=r"iteration 2 .*policy's logits.* is not"):
+        trainer.step()
