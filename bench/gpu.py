@@ -42,7 +42,10 @@ STAGES = ("build", "tests", "sanitize", "bench", "train")
 TRAINED = ("HalfCheetah-v4", "CartPole-v1", "Pong-v5")
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 # Under a sanitiser: every kernel, each way it can be launched, but not the thousand launches or the large batches.
-SANITIZED_TESTS = "(matches or nan_does or noted or empty or skip) and not more_rows and not vocabulary and not shape3"
+SANITIZED_TESTS = (
+    "(matches or nan_does or noted or empty or skip or steps_of_torch or permutation_is) "
+    "and not more_rows and not vocabulary and not shape3 and not 3000001"
+)
 
 
 # --- stages that are other programs -----------------------------------------------------------------------------------
@@ -129,11 +132,11 @@ class Row:
 def device_us(calls: Sequence[Callable[[], Any]], seconds: float = 0.3) -> float:
     """Microseconds of one call on the device: the calls, repeated to some length, as one graph."""
     repeats = max(1, 64 // len(calls))
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
+    torch.cuda.synchronize()  # the inputs are there
+    with torch.cuda.stream(torch.cuda.Stream()):
         for call in calls:
             call()
-    stream.synchronize()
+    torch.cuda.synchronize()
     graph, kept = torch.cuda.CUDAGraph(), []  # kept: each call writes to memory of its own
     with torch.cuda.graph(graph):
         for _ in range(repeats):
@@ -232,7 +235,7 @@ def bench() -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     properties = torch.cuda.get_device_properties(0)
-    status, commit, _ = run(["git", "describe", "--always", "--dirty"])
+    status, commit, _ = run(["git", "describe", "--always", "--dirty"]) if shutil.which("git") else (1, "", 0.0)
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "device": properties.name,
