@@ -128,6 +128,18 @@ def test_where_it_fails_everything_is_as_it_was(cuda, fails_at):
     assert cuda.log[-1] == "replay on default"
 
 
+def test_a_capture_whose_end_fails_is_ended_for_the_allocator(cuda, monkeypatch):
+    for name in ("endAllocateToPool", "releasePool"):
+        say = lambda index, pool, name=name: cuda.log.append(f"{name} {index} {pool}")  # noqa: E731
+        monkeypatch.setattr(torch._C, f"_cuda_{name}", say)
+    monkeypatch.setattr(torch, "zeros", lambda size, device: cuda.log.append(f"capture on {cuda.now.name}"))
+    graphs = Graphs(GPU)
+    with pytest.raises(CaptureError):
+        graphs.capture(step_on(cuda, 3, RuntimeError()), lambda: None)
+    ended = ["endAllocateToPool 0 (1, 0)", "releasePool 0 (1, 0)", "capture on side", "default waits for side"]
+    assert cuda.log[-4:] == ended
+
+
 def test_graphs_share_a_pool_until_one_fails_or_all_are_forgotten(cuda):
     graphs, pools = Graphs(GPU), []
     for change in (lambda: None, lambda: None, graphs.forget, lambda: fail(graphs, cuda)):

@@ -95,7 +95,7 @@ __device__ inline T* dynamic_shared() {
 // wide.
 template <class T>
 int tile_rows(int threads, int slots, int64_t width, int64_t max_width) {
-  constexpr size_t comfortable = 24 << 10, limit = 48 << 10;
+  constexpr size_t comfortable = 24 << 10, limit = 47 << 10;  // of 48 KiB; the rest is for what sums over blocks
   if (width > max_width) return 0;
   for (int rows = threads; rows > warp_size; rows /= 2)
     if (Tile<T>::bytes(slots, rows, int(width)) <= comfortable) return rows;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -64,11 +64,35 @@ class Graphs:
                 with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
                     step()
         except Exception as error:
+            pool = self._pool
             self.forget()
+            self._clean_up(graph, pool)
             raise CaptureError(_first_cause(error)) from error
         finally:
             current.wait_stream(self._stream)
         return graph.replay
+
+    def _clean_up(self, graph: torch.cuda.CUDAGraph, pool: tuple[int, int]) -> None:
+        """What torch leaves undone where the end of a capture fails.
+
+        Its allocator goes on taking the capture for one under way, so that its cache cannot be emptied, which the next
+        capture begins with; and its random numbers may wait for a capture to end well.
+        """
+        index = torch.cuda.current_device() if self.device.index is None else self.device.index
+        try:
+            torch._C._cuda_endAllocateToPool(index, pool)
+        except RuntimeError:
+            return  # no capture was begun, or its end did not fail
+        _broken.append(graph)
+        with suppress(RuntimeError):
+            torch._C._cuda_releasePool(index, pool)
+            with torch.cuda.graph(torch.cuda.CUDAGraph(), pool=self._pool, stream=self._stream):
+                torch.zeros(1, device=self.device)
+        self.forget()
+
+
+# torch's allocator of page-locked memory has no way to be told, and asks the graph itself from then on.
+_broken: list[torch.cuda.CUDAGraph] = []
 
 
 @contextmanager

@@ -275,7 +275,9 @@ class _Updating:
         self._settings: dict[str, Any] = {}
         self._limited, self._epochs = config.target_kl is not None, config.update_epochs
         self._events = [torch.cuda.Event() for _ in range(self._epochs)] if rollout.actions.is_cuda else []
-        self._refresh = engine.capture(lambda: buffers.refresh(engine._flatten(rollout)), lambda: None)
+        self._refresh: Step = lambda: None
+        if buffers.computes:  # images are gathered as they are, and an empty graph is warned of
+            self._refresh = engine.capture(lambda: buffers.refresh(engine._flatten(rollout)), lambda: None)
 
     def match(self, schedule: Schedule) -> None:
         """Capture the minibatch step, unless it is there with these coefficients of the loss."""

@@ -39,6 +39,7 @@ class UpdateBuffers:
 
     Attributes:
         columns: the rollout's rows [T * N]: its own storage, and buffers for what is computed of it.
+        computes: whether anything is.
         rows: int64 [T * N], of which the first `count` say which rows are valid.
         order: int64 [T * N], of which the first `count` are the epoch's permutation.
         count, part, place: int64 [1], the number of valid rows, the minibatch within the epoch, and within the update.
@@ -58,6 +59,7 @@ class UpdateBuffers:
             return x.untyped_storage().data_ptr() in own and x.is_contiguous()
 
         self._computed = [not lies_there(x) for x in _entries(batch)]
+        self.computes = any(self._computed)
         self.columns = batch.map(lambda x: x if lies_there(x) else x.new_empty(x.shape))
         self.num_parts = config.num_minibatches
         capacity = -(-total // self.num_parts)

@@ -337,7 +337,7 @@ class Waiting(MLPPolicy):
     """Waits for the device in a way that shows only while a capture is under way."""
 
     def heads(self, obs: Any) -> Any:
-        torch.cuda.current_stream().synchronize()
+        torch.cuda.synchronize()
         return super().heads(obs)
 
 
@@ -359,6 +359,7 @@ def test_auto_goes_on_eagerly(cls: type[MLPPolicy]) -> None:
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
+    assert torch.rand(3, device=DEVICE).isfinite().all()
     assert_updates_alike(space, settings())
 
 

@@ -80,6 +80,16 @@ def test_matches_reference_on_more_rows_than_blocks(family: str) -> None:
     check("ppo_loss", case, torch.float32, PPO_NETWORK, PARAMETERS)
 
 
+@pytest.mark.parametrize("width", [183, 187, 191, 193])
+@pytest.mark.parametrize("network_dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("options", ["clip", "kl"])
+def test_matches_reference_on_the_widest_tiles(options: str, network_dtype: torch.dtype, width: int) -> None:
+    """As much shared memory as a block may have, and a little more."""
+    changes = {k: v for k, v in OPTIONS[options].items() if k != "weights"}
+    case = loss_case(width, "multi_categorical", 67, width, {**PLAIN, **changes})
+    check("ppo_loss", case, network_dtype, PPO_NETWORK, PARAMETERS)
+
+
 def test_matches_reference_on_a_vocabulary() -> None:
     case = loss_case(4, "categorical", 5, 50_257, PLAIN)
     check("ppo_loss", case, torch.bfloat16, PPO_NETWORK, PARAMETERS)
