@@ -32,6 +32,13 @@ def device_errors(index: int) -> Tensor:
     return flags
 
 
+def filled(to: Tensor, new: Tensor) -> Tensor:
+    """While compiling: ``copy_`` would convert and broadcast what an eager call refuses."""
+    if to.shape != new.shape or to.dtype != new.dtype or to.device != new.device:
+        raise ValueError(f"out has {to.shape} {to.dtype} on {to.device}; it must be {new.shape} {new.dtype}")
+    return to.copy_(new)
+
+
 def _compute_dtype(network: Tensor) -> torch.dtype:
     return torch.float64 if network.dtype == torch.float64 else torch.float32
 
