@@ -74,14 +74,18 @@ def measure(env_id: str, steps: int, rounds: int, trained: int) -> dict[str, Any
     return {"env_id": env_id, **medians, "ratio": ratio, "trained": trained, "steps": steps, "rounds": found}
 
 
-def main() -> None:
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("envs", nargs="*", metavar="ENV", default=["HalfCheetah-v4", "Hopper-v4", "Walker2d-v4"])
     parser.add_argument("--steps", type=int, default=900, help="of each environment, from its start (default: 900)")
     parser.add_argument("--rounds", type=int, default=7, help="default: 7")
     parser.add_argument("--trained", type=int, default=40_000, help="steps that the policy trained (default: 40,000)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
-    given = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    given = parse(arguments)
     facts = machine()
     show_facts("machine", facts)
     found = [measure(env_id, given.steps, given.rounds, given.trained) for env_id in given.envs]

@@ -94,12 +94,10 @@ def gae(
         return new if out is None else tuple(filled(to, x) for to, x in zip(_pair(out, Tensor), new, strict=True))
     if forward_ad._current_level >= 0:
         refuse_tangents(**locals())
-    advantages, returns = (None, None) if out is None else _pair(out, Tensor)
-    new = _C.gae(
-        rewards, values, terminated, truncated, valid, final_values, advantages, returns, gamma, gae_lambda, moments
-    )
+    pair: tuple[Any, Any] = (None, None) if out is None else _pair(out, Tensor)
+    new = _C.gae(rewards, values, terminated, truncated, valid, final_values, *pair, gamma, gae_lambda, moments)
     if out is not None:
-        torch.autograd.graph.increment_version((advantages, returns))  # a graph that saved them must notice
+        torch.autograd.graph.increment_version(pair)  # a graph that saved them must notice
     if moments is not None:
         torch.autograd.graph.increment_version(moments)
     return new
