@@ -282,6 +282,7 @@ def test_json_round_trip(fields):
                 "clip_vloss": False,
             },
         ),
+        ("MiniGrid-MemoryS7-v0", {"num_envs": 64, "num_steps": 32, "recurrent": "gru", "image_symbols": 11}),
         ("MiniGrid-DoorKey-5x5-v0", {"num_envs": 16, "num_steps": 128, "learning_rate": 1e-3, "image_scale": 10.0}),
         (
             "HalfCheetah-v4",
