@@ -14,6 +14,8 @@ from pathlib import Path
 import bench_jobs
 import pytest
 
+import pyppo
+
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 # A source distribution carries the tests and not what they look at here.
 pytestmark = pytest.mark.skipif(not BENCH.is_dir(), reason="needs the repository")
@@ -139,7 +141,7 @@ def test_refuses_what_it_cannot_keep_apart(runs, tmp_path):
 
 
 def script(tmp_path, text: str, **values: str) -> list[str]:
-    paths = [str(BENCH), str(Path(__file__).parent), str(BENCH.parent)]
+    paths = [str(BENCH), str(Path(__file__).parent), str(Path(pyppo.__file__).parents[1])]
     path = tmp_path / "call.py"
     path.write_text(text.format(paths=paths, **values))
     return [sys.executable, str(path)]
