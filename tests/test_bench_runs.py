@@ -31,7 +31,8 @@ if __name__ == "__main__":
 """
 BROKEN_OFF = """
 if __name__ == "__main__":
-    import sys; sys.path[:0] = {paths!r}
+    import signal, sys; sys.path[:0] = {paths!r}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a program in the background is born without it
     from pathlib import Path
     import _runs, bench_jobs
     jobs = [_runs.Job("quick", bench_jobs.double, {{"x": 1}}),
