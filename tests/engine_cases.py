@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from torch import nn
 
 from pyppo.actions import Distribution
 from pyppo.config import Config
@@ -31,6 +32,20 @@ MASKABLE = [name for name, space in SPACES.items() if not isinstance(space, spac
 
 DOUBLE = pytest.mark.parametrize("double", [True, False], ids=["float64", "float32"])
 FAMILY = pytest.mark.parametrize("name", SPACES)
+
+
+class WithoutHeads(nn.Module):
+    """An MLPPolicy that shows nothing but the protocol's two methods."""
+
+    def __init__(self, policy):
+        super().__init__()
+        self.inner = policy
+
+    def evaluate(self, obs, actions, state=None):
+        return self.inner.evaluate(obs, actions)
+
+    def act(self, obs, deterministic=False):
+        return self.inner.act(obs, deterministic)
 
 
 def box_obs(features=FEATURES):

@@ -9,6 +9,7 @@ from engine_cases import (
     SPACES,
     N,
     T,
+    WithoutHeads,
     act_in,
     box_obs,
     engine_on,
@@ -160,17 +161,6 @@ def test_a_memory_s_state_stays_float32(kind):
 
 
 def test_a_policy_without_heads():
-    class WithoutHeads(nn.Module):
-        def __init__(self, policy):
-            super().__init__()
-            self.inner = policy
-
-        def evaluate(self, obs, actions, state=None):
-            return self.inner.evaluate(obs, actions)
-
-        def act(self, obs, deterministic=False):
-            return self.inner.act(obs, deterministic)
-
     space, config = SPACES["box"], settings(precision="bf16")
     distribution = Distribution.from_space(space)
     engine = make_engine(config, WithoutHeads(MLPPolicy(box_obs(), distribution, hidden_sizes=(8,))), distribution)

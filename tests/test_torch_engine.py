@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from engine_cases import WithoutHeads
 from gymnasium import spaces
 from torch import nn
 
@@ -23,20 +24,6 @@ SPACES = {
     "box": spaces.Box(-1.0, 1.0, (2,), np.float32),
 }
 OBS_SPACE = spaces.Dict({"obs": spaces.Box(-np.inf, np.inf, (OBS,), np.float32)})
-
-
-class WithoutHeads(nn.Module):
-    """An MLPPolicy that shows nothing but the protocol's two methods."""
-
-    def __init__(self, policy):
-        super().__init__()
-        self.inner = policy
-
-    def evaluate(self, obs, actions, state=None):
-        return self.inner.evaluate(obs, actions)
-
-    def act(self, obs, deterministic=False):
-        return self.inner.act(obs, deterministic)
 
 
 def settings(**fields):
