@@ -105,8 +105,12 @@ def train_table(results: Mapping[str, Any]) -> str:
         minibatch = config["num_envs"] * config["num_steps"] // config["num_minibatches"]
         size = f"{config['num_envs']} × {config['num_steps']} / {minibatch} × {config['update_epochs']}"
         rates = [f"{median[key]:,.0f}" for key in ("steps_per_second", "rows_per_second", "alone")]
-        lines.append([config["env_id"], size, *rates, f"{median['ratio']:.3f}", *(f"{median[p]:.1%}" for p in phases)])
-    columns = ["environment", "N × T / minibatch × epochs", "steps/s", "rows/s", "EnvPool alone", "ratio", *phases]
+        at_once = f"{median['at once']:,.0f}" if "at once" in median else ""
+        shares = (f"{median[phase]:.1%}" for phase in phases)
+        lines.append([config["env_id"], size, *rates, f"{median['ratio']:.3f}", at_once, *shares])
+    columns = [
+        "environment", "N × T / minibatch × epochs", "steps/s", "rows/s", "EnvPool alone", "ratio", "at once", *phases
+    ]  # fmt: skip
     return f"{machine(results['machine'])}\n\n{table(columns, lines)}"
 
 

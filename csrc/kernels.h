@@ -313,6 +313,8 @@ void normalize(const NormalizeArgs& args);
 const char* capability();
 int get_num_threads();
 void set_num_threads(int count);
+// Whether kernels that the calling thread runs keep to it, however many threads there are.
+void set_alone(bool on);
 
 }  // namespace cpu
 

@@ -43,15 +43,17 @@ class Config:
     num_steps: int = 256
     """Steps that each environment takes for one rollout (T)."""
     num_groups: int | Literal["auto"] = "auto"
-    """Groups that the environments are served in, each its own pool; one steps while the policy acts for another.
-    "auto" measures at the start, but not where results depend on it: but for the engine "native" the number changes
-    rounding, since a matrix product's last bits depend on the batch size. There it takes one; on a GPU two, where
-    `num_envs` is even and a step takes longer than a microsecond, as all but classic control, toy text and MiniGrid."""
+    """Groups that the environments are served in, each its own pool; one steps while the policy acts for another, or
+    each is served by a thread of its own (`one_core`). "auto" measures at the start, but not where results depend on
+    it: but for the engine "native" the number changes rounding, since a matrix product's last bits depend on the batch
+    size. There it takes one; on a GPU two, where `num_envs` is even and a step takes longer than a microsecond, as all
+    but classic control, toy text and MiniGrid."""
     env_threads: int | Literal["auto"] = "auto"
     """EnvPool threads a group; "auto" (or 0) measures at the start. Changes speed, never results."""
     one_core: bool | Literal["auto"] = "auto"
-    """Collect on one core, environments and policy in turn, where waking another takes longer than a step; "auto"
-    measures at the start. Changes speed, never results."""
+    """Keep each group, its environments and the policy that acts for them in turn, to one core, since waking another
+    takes as long as short steps do. Groups of the engine "native" have a core each and are served at once, unless there
+    are more of them than cores; else all share one core. "auto" measures at the start. Changes speed, never results."""
     env_options: dict[str, Any] = field(default_factory=dict, hash=False)
     """Further keyword arguments of the environment (JSON values), saved with the policy and used again by
     `evaluate`."""

@@ -18,6 +18,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from pyppo.contract import Columns, Purpose, Receive, env_seed, finite_ends
+from pyppo.cores import thread_ids
 from pyppo.masks import MASK, MASK_INFOS, policy_spaces
 from pyppo.spaces import ActionCheck, flatten_space
 
@@ -54,7 +55,7 @@ class EnvPoolVectorEnv(VectorEnv):
         threads: the system's numbers of the pool's threads, where they are known.
 
     Attributes:
-        one_core: whether the caller shares its core with the pool's threads (`pyppo.stepping.OneCore` says so).
+        one_core: whether the caller shares its core with the pool's threads (`pyppo.cores.OneCore` says so).
         reports_games: whether this is Atari, whose infos have the game's own reward and end.
     """
 
@@ -328,14 +329,6 @@ def make_envs(
         return EnvPoolVectorEnv(pool, thread_ids() - before)
 
     return _configured(env_id, options, make)
-
-
-def thread_ids() -> frozenset[int]:
-    """The system's numbers of this process' threads; none where the system does not say."""
-    try:
-        return frozenset(map(int, os.listdir("/proc/self/task")))  # noqa: PTH208
-    except OSError:
-        return frozenset()
 
 
 # Doom's games against other players, which nobody joins: EnvPool 1.2 reads past them, and the process is gone.

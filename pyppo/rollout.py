@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from pyppo.cores import OneCore, at_once
 from pyppo.episodes import Episode, EpisodeCounter
 from pyppo.finite import check_finals, check_observations, check_rewards
 from pyppo.storage import Rollout
@@ -187,6 +190,9 @@ class Collector:
         scale: `scale(rewards, terminated, truncated, valid)`, `[T, N]` on the CPU, gives the rewards that advantages
             are estimated from; None: the environment's own.
         device: how observations go to a GPU; None: by CUDA where the rollout is there.
+        cores: what collecting keeps to; None: all cores, and the groups in turn. Where it has a core for each group,
+            they are served at once, each by a thread of its own: `act` is called by all of them, but for the first row
+            of the first group, which is done before the others begin.
 
     Attributes:
         ready: whether `collect` can go on from where the last rollout ended; an exception out of it, which leaves
@@ -202,8 +208,10 @@ class Collector:
         *,
         scale: Scale | None = None,
         device: Device | None = None,
+        cores: OneCore | None = None,
     ) -> None:
         self.rollout, self.act, self.final_value, self.scale = rollout, act, final_value, scale
+        self._cores = cores
         self.same_step = _check_groups(groups, rollout, final_value)
         if device is None and rollout.device.type == "cuda":
             device = Cuda(rollout.device)
@@ -251,21 +259,40 @@ class Collector:
         if not self.ready:
             raise RuntimeError("collect was called before reset, or after a collect that failed")
         self.ready = False
-        rollout, act, last = self.rollout, self.act, self.rollout.num_steps - 1
-        parts = [(part.receive, part.group.send, part.rows, part.steps, part.one) for part in self._parts]
         self._begin()
-        for t in range(rollout.num_steps):
-            for receive, send, rows, steps, one in parts:
-                if t:
-                    receive(t - 1)
-                send(act(rollout, t, rows))
-                steps += one
+        with self._cores or nullcontext():
+            if self._cores is not None and self._cores.each:
+                self._serve_at_once(self._cores)
+            else:
+                self._serve(self._parts)
         for part in self._parts:
-            part.receive(last)
             part.settle()
         count = self._finish()
         self.ready = True
         return count
+
+    def _serve(self, parts: Sequence[_Part], first: int = 0, given_up: Callable[[], bool] | None = None) -> None:
+        """Take the steps from the first on, the parts in turn."""
+        rollout, act, last = self.rollout, self.act, self.rollout.num_steps - 1
+        served = [(part.receive, part.group.send, part.rows, part.steps, part.one) for part in parts]
+        for t in range(first, rollout.num_steps):
+            if given_up is not None and given_up():
+                return
+            for receive, send, rows, steps, one in served:
+                if t:
+                    receive(t - 1)
+                send(act(rollout, t, rows))
+                steps += one
+        for part in parts:
+            part.receive(last)
+
+    def _serve_at_once(self, cores: OneCore) -> None:
+        """Take all steps, the parts at the same time. The caller's first one comes before: there the policy is made
+        ready for this rollout."""
+        caller = self._parts[0]
+        caller.group.send(self.act(self.rollout, 0, caller.rows))
+        caller.steps += caller.one
+        at_once([partial(self._serve, [part], int(part is caller)) for part in self._parts], cores)
 
     def _begin(self) -> None:
         """Take the last rollout's row T for row 0, ahead of what will be written to row T."""

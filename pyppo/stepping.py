@@ -10,27 +10,25 @@ kind of environments says how many groups there are.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from pyppo import ops
 from pyppo.config import Config
-from pyppo.envpool_envs import EnvPoolVectorEnv, auto_threads, is_cheap, make_envs, thread_ids
+from pyppo.cores import OneCore
+from pyppo.envpool_envs import EnvPoolVectorEnv, auto_threads, is_cheap, make_envs
 from pyppo.envs import EnvGroup, Purpose
 from pyppo.masks import MASK
 from pyppo.rollout import Act, Collector
 from pyppo.storage import Rollout
 from pyppo.warmup import random_actions
 
-__all__ = ["OneCore", "Stepping", "Way", "choose", "make_groups"]
+__all__ = ["Stepping", "Way", "choose", "make_groups"]
 
 _log = logging.getLogger("pyppo")
 
@@ -43,16 +41,21 @@ class Way:
     env_threads: int
     """EnvPool's, a group."""
     one_core: bool
-    """Whether collecting keeps to one core, EnvPool's threads included."""
+    """Whether what serves a group keeps to one core, EnvPool's threads included: one core for all groups, or, where
+    they are served at once, one for each."""
+    at_once: bool = False
+    """Whether each group is served by a thread of its own; else they are served in turn."""
 
-    def cores(self, groups: Iterable[EnvGroup]) -> AbstractContextManager[None]:
-        """What to collect in: `with way.cores(groups): ...`, as often as wanted."""
-        return OneCore(groups) if self.one_core else nullcontext()
+    def cores(self, groups: Iterable[EnvGroup]) -> OneCore | None:
+        """What the collector keeps to."""
+        pools = [group.env for group in groups if isinstance(group.env, EnvPoolVectorEnv)]
+        return OneCore(pools, each=self.at_once) if self.one_core else None
 
     def __str__(self) -> str:
-        groups = f"{self.num_groups} group{'s' * (self.num_groups > 1)}"
+        groups = f"{self.num_groups} group{'s' * (self.num_groups > 1)}{' at once' * self.at_once}"
         threads = f"{self.env_threads} thread{'s' * (self.env_threads > 1)}"
-        return f"{groups}, {threads}{', one core' * self.one_core}"
+        cores = ", a core each" if self.at_once else ", one core" if self.one_core else ""
+        return f"{groups}, {threads}{cores}"
 
 
 def make_groups(
@@ -104,55 +107,6 @@ class Stepping:
     """What the trial took."""
 
 
-class OneCore:
-    """Keeps the calling thread and EnvPool's on one core for a while: `with one_core: ...`.
-
-    The core is the one that the caller runs on when the block begins, so that several processes do not all choose the
-    same. Afterwards the caller, and threads that were started meanwhile, may run where the caller might before.
-    EnvPool's threads have nothing to do until the next block, and stay.
-
-    Args:
-        groups: groups of EnvPool's environments.
-    """
-
-    def __init__(self, groups: Iterable[EnvGroup]) -> None:
-        self._envs = [group.env for group in groups if isinstance(group.env, EnvPoolVectorEnv)]
-        self._threads = [thread for env in self._envs for thread in sorted(env.threads)]
-        ops.get_num_threads()  # decided by the cores that the first to ask may use
-        self._before: set[int] = set()
-        self._known: frozenset[int] = frozenset()
-
-    def __enter__(self) -> None:
-        self._before, self._known = os.sched_getaffinity(0), thread_ids()
-        core = {_current_core(self._before)}
-        try:
-            os.sched_setaffinity(0, core)  # the caller
-            for thread in self._threads:
-                with suppress(ProcessLookupError):  # one that another library started meanwhile, and that has ended
-                    os.sched_setaffinity(thread, core)
-            for env in self._envs:
-                env.one_core = True
-        except BaseException:  # Ctrl-C too
-            self.__exit__()
-            raise
-
-    def __exit__(self, *exception: object) -> None:
-        for env in self._envs:
-            env.one_core = False
-        for thread in (0, *(thread_ids() - self._known)):
-            with suppress(ProcessLookupError):  # a thread that has ended
-                os.sched_setaffinity(thread, self._before)
-
-
-def _current_core(allowed: set[int]) -> int:
-    """The core that the caller runs on; any that it may use where the system does not say."""
-    try:
-        core = ctypes.CDLL(None).sched_getcpu()
-    except (OSError, AttributeError):
-        return min(allowed)
-    return core if core in allowed else min(allowed)
-
-
 # --- the choice -----------------------------------------------------------------------------------------------------
 
 _FEWEST_ROLLOUTS = 20
@@ -200,9 +154,10 @@ def choose(
         the way and the speeds measured. There is no trial where one way is open, the run is short, or environments
         take too long to make.
     """
+    allow_groups = allow_groups and not on_gpu
     if config.num_groups == "auto" and on_gpu:
-        allow_groups, config = False, config.replace(num_groups=_groups_for_gpu(config))
-    usual, ways = _usual(config), _ways(config, allow_groups)
+        config = config.replace(num_groups=_groups_for_gpu(config))
+    usual, ways = _usual(config, allow_groups), _ways(config, allow_groups)
     if len(ways) == 1 or config.total_timesteps < _FEWEST_ROLLOUTS * config.batch_size:
         return _told(Stepping(usual))
     start = time.perf_counter()
@@ -237,35 +192,55 @@ def _groups_for_gpu(config: Config) -> int:
     return num_groups
 
 
-def _usual(config: Config) -> Way:
+def _usual(config: Config, allow_groups: bool) -> Way:
     """What is right where nothing is known: the given fields, and for the others what is never far from best."""
     num_groups = 1 if config.num_groups == "auto" else config.num_groups
     threads = config.env_threads
     if threads == "auto":
         threads = auto_threads(config.env_id, config.num_envs // num_groups)
-    return Way(num_groups, threads, config.one_core is True)
+    return _way(num_groups, threads, config.one_core is True, allow_groups)
+
+
+def _way(num_groups: int, env_threads: int, one_core: bool, allow_groups: bool) -> Way:
+    """With several groups on one core each where that can be."""
+    at_once = one_core and allow_groups and 1 < num_groups <= len(os.sched_getaffinity(0))
+    return Way(num_groups, env_threads, one_core, at_once)
 
 
 def _ways(config: Config, allow_groups: bool) -> list[Way]:
     """The candidates, simple ones first; at least the usual way."""
     cores = len(os.sched_getaffinity(0))
     if cores == 1:
-        return [_usual(config)]
-    groups = [config.num_groups] if config.num_groups != "auto" else [1]
-    if config.num_groups == "auto" and allow_groups and config.num_envs % 2 == 0:
-        groups.append(2)
+        return [_usual(config, allow_groups)]
+    numbers = [1] if config.num_groups == "auto" else [config.num_groups]
+    while config.num_groups == "auto" and allow_groups and config.num_envs % (2 * numbers[-1]) == 0:
+        if 2 * numbers[-1] > cores:
+            break
+        numbers.append(2 * numbers[-1])
     ways = []
-    for num_groups in groups:
-        most = min(cores, config.num_envs // num_groups)
-        threads = (
-            [config.env_threads] if config.env_threads != "auto" else sorted({1, max(1, most // num_groups), most})
-        )
-        for count in threads:
-            # Sharing one core is for a batch that one thread steps faster than another core wakes.
-            single = num_groups == count == 1
-            cores_open = [config.one_core] if config.one_core != "auto" else [True, False] if single else [False]
-            ways += [Way(num_groups, count, one_core) for one_core in cores_open]
-    return ways
+    for num_groups in numbers:
+        for threads in _thread_numbers(config, num_groups, cores):
+            for one_core in [True, False] if config.one_core == "auto" else [config.one_core]:
+                way = _way(num_groups, threads, one_core, allow_groups)
+                if _may_be_best(way, config):
+                    ways.append(way)
+    return sorted(ways, key=lambda way: way.at_once)
+
+
+def _thread_numbers(config: Config, num_groups: int, cores: int) -> list[int]:
+    if config.env_threads != "auto":
+        return [config.env_threads]
+    most = min(cores, config.num_envs // num_groups)
+    return sorted({1, max(1, most // num_groups), most})
+
+
+def _may_be_best(way: Way, config: Config) -> bool:
+    """Whether a way is worth a trial, as far as the settings leave it open."""
+    free_core, free_groups = config.one_core == "auto", config.num_groups == "auto"
+    if way.one_core and free_core:
+        # Sharing a core is for what one thread steps faster than another core wakes.
+        return way.env_threads == 1 and (way.num_groups == 1 or way.at_once)
+    return way.at_once or not free_groups or way.num_groups <= 2  # in turn, one steps and one is served
 
 
 def _making_seconds(config: Config) -> float:
@@ -316,20 +291,17 @@ class _Trial:
                 return random_actions(space, len(mask), rng, mask)
             return actions[t][rows]
 
-        self._collector = Collector(self._groups, self._rollout, act_and_forget)
+        self._collector = Collector(self._groups, self._rollout, act_and_forget, cores=way.cores(self._groups))
         self._collector.reset()
-        self._cores = way.cores(self._groups)
         self.seconds: list[float] = []
         """Of a row, in each round."""
 
     def measure(self) -> None:
         """One round: rollouts for a while."""
-        rollouts, elapsed = 0, 0.0
-        with self._cores:
-            start = time.perf_counter()
-            while elapsed < self._slice_seconds:
-                self._collector.collect()
-                rollouts, elapsed = rollouts + 1, time.perf_counter() - start
+        rollouts, elapsed, start = 0, 0.0, time.perf_counter()
+        while elapsed < self._slice_seconds:
+            self._collector.collect()
+            rollouts, elapsed = rollouts + 1, time.perf_counter() - start
         self._collector.episodes.clear()
         self.seconds.append(elapsed / (rollouts * self._rollout.num_steps * self._rollout.num_envs))
 

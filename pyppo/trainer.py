@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from pyppo import checkpoint as checkpoints
 from pyppo import report
 from pyppo.actions import Distribution, stream_seed
 from pyppo.config import Config
+from pyppo.cores import OneCore
 from pyppo.engines import Schedule, describe, make_engine
 from pyppo.engines.policy_check import check_policy
 from pyppo.engines.torch_engine import TorchEngine
@@ -116,12 +117,13 @@ class Trainer:
             with torch_threads(config.torch_threads):
                 check_policy(self.policy, obs_space, distribution, self.engine.device)
         self.stepping: Stepping | None = None
-        self._cores: AbstractContextManager[None] = nullcontext()
+        cores: OneCore | None = None
+        self._at_once = False  # whether groups are served at the same time
         if groups is None:
             self.stepping = self._choose_stepping(own_policy)
             way = self.stepping.way
             groups = make_groups(config, way, rebuild=self.rebuild)
-            self._cores = way.cores(groups)
+            cores, self._at_once = way.cores(groups), way.at_once
         self.groups = groups
         self.rollout = Rollout(
             config.num_steps,
@@ -135,7 +137,7 @@ class Trainer:
         )
         self.reward_scaler = RewardScaler(config.num_envs, config.gamma, config.clip_reward)
         scale = self.reward_scaler.scale if config.norm_reward else None
-        self.collector = Collector(self.groups, self.rollout, self._act, self.engine.value, scale=scale)
+        self.collector = Collector(self.groups, self.rollout, self._act, self.engine.value, scale=scale, cores=cores)
         self.iteration, self.kl_coef, self.learning_rate = 0, config.kl_coef, config.learning_rate
         self.steps = 0  # valid steps of finished iterations
         self.history, self.clock = report.History(), report.Clock()
@@ -227,7 +229,7 @@ class Trainer:
             self._start()
             self._open_run()
             schedule = self._schedule()
-            with self.clock.phase("env"), self._told_why(), self._cores:
+            with self.clock.phase("env"), self._told_why():
                 self.collector.collect()
             with self.clock.phase("gae"):
                 self.engine.bootstrap(self.rollout)
@@ -281,7 +283,8 @@ class Trainer:
     def _act(self, rollout: Rollout, t: int, rows: slice) -> np.ndarray:
         start = time.perf_counter()
         actions = self.engine.act(rollout, t, rows)
-        self.clock.add("act", time.perf_counter() - start)
+        if rows.start == 0 or not self._at_once:
+            self.clock.add("act", time.perf_counter() - start)  # at once, the clock is the caller's, who serves group 0
         return actions
 
     @contextmanager

@@ -44,3 +44,8 @@ def sleep(seconds: float, started: str) -> dict[str, float]:
     Path(started).touch()
     time.sleep(seconds)
     return {"slept": seconds}
+
+
+def cores(i: int) -> dict[str, object]:
+    time.sleep(0.2)  # so that one process cannot do all
+    return {"cores": sorted(os.sched_getaffinity(0)), "i": i}

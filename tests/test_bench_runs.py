@@ -134,6 +134,21 @@ def test_each_process_gets_its_share_of_the_cores(runs, tmp_path, monkeypatch):
     assert os.environ["OMP_NUM_THREADS"] == "5"
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core cannot be shared out")
+def test_processes_side_by_side_have_cores_of_their_own(runs, tmp_path):
+    path, before = tmp_path / "results.jsonl", os.sched_getaffinity(0)
+    jobs = [runs.Job(f"cores/{i}", bench_jobs.cores, {"i": i}) for i in range(4)]
+    runs.run_jobs(jobs, path, parallel=2)
+    seen = [set(record["result"]["cores"]) for record in runs.finished(jobs, path).values()]
+    shares = [set(sorted(before)[i::2]) for i in range(2)]
+    assert all(cores in shares for cores in seen)
+    assert all(share in seen for share in shares)
+    assert os.sched_getaffinity(0) == before
+    many = len(before) + 1
+    runs.run_jobs([job := runs.Job("all", bench_jobs.cores, {"i": 0})], path, parallel=many)
+    assert set(runs.finished([job], path)["all"]["result"]["cores"]) == before
+
+
 def test_refuses_what_it_cannot_keep_apart(runs, tmp_path):
     with pytest.raises(ValueError, match="'double/1' twice"):
         runs.run_jobs(doubles(runs, 1, 2, 1), tmp_path / "results.jsonl")

@@ -20,6 +20,7 @@ LAYERS = [
         "autograd",
         "config",
         "contract",
+        "cores",
         "episodes",
         "finite",
         "library",
@@ -52,6 +53,7 @@ LAYERS = [
 ]
 SIBLINGS = {
     "config": {"presets"},
+    "cores": {"ops"},  # the kernels' threads
     "envs": {"gymnasium_envs"},  # a group may be made from names, and reads what Gymnasium's own environments give
     "masks": {"spaces"},
     "ops": {"autograd", "library", "results"},  # in eager calls; where torch.compile traces; the types of results

@@ -1,17 +1,15 @@
-"""How the environments are stepped: the candidates, the choice, one core kept and given back, and equal results."""
+"""How the environments are stepped: the candidates, the choice, and equal results."""
 
 import importlib.util
 import logging
 import os
-import threading
 
 import numpy as np
 import pytest
 
 from pyppo import Config, Trainer, stepping
 from pyppo.checkpoint import parameter_sha256
-from pyppo.envpool_envs import thread_ids
-from pyppo.stepping import OneCore, Way, choose, make_groups
+from pyppo.stepping import Way, choose
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("envpool") is None, reason="EnvPool is not installed"),
@@ -37,12 +35,19 @@ def test_candidates(cores):
     cores(2)
     one = [Way(1, 1, True), Way(1, 1, False), Way(1, 2, False)]
     assert stepping._ways(config_for(), allow_groups=False) == one
-    assert stepping._ways(config_for(), allow_groups=True) == [*one, Way(2, 1, False), Way(2, 2, False)]
+    two = [Way(2, 1, False), Way(2, 2, False), Way(2, 1, True, at_once=True)]
+    assert stepping._ways(config_for(), allow_groups=True) == [*one, *two]
     assert stepping._ways(config_for(num_envs=5), allow_groups=True) == one  # two groups do not divide 5
     assert stepping._ways(config_for(num_envs=1), allow_groups=True) == one[:2]
     cores(16)
     ways = stepping._ways(config_for(num_envs=64), allow_groups=True)
-    assert [(way.num_groups, way.env_threads) for way in ways[1:]] == [(1, 1), (1, 16), (2, 1), (2, 8), (2, 16)]
+    in_turn = [(way.num_groups, way.env_threads) for way in ways[1:] if not way.at_once]
+    assert in_turn == [(1, 1), (1, 16), (2, 1), (2, 8), (2, 16)]
+    assert [way for way in ways if way.at_once] == [Way(n, 1, True, at_once=True) for n in (2, 4, 8, 16)]
+    ways = stepping._ways(config_for(num_envs=12), allow_groups=True)
+    assert [way.num_groups for way in ways if way.at_once] == [2, 4]
+    ways = stepping._ways(config_for(num_envs=64, one_core=False), allow_groups=True)
+    assert not any(way.one_core or way.at_once for way in ways)
     cores(1)
     assert stepping._ways(config_for(), allow_groups=True) == [Way(1, 1, False)]
 
@@ -54,11 +59,13 @@ def test_fixed_fields_are_kept(cores, num_groups, env_threads, one_core):
     fixed = {"num_groups": num_groups, "env_threads": env_threads, "one_core": one_core}
     cores(2)
     config = config_for(**fixed)
-    for way in [*stepping._ways(config, allow_groups=True), stepping._usual(config)]:
+    for way in [*stepping._ways(config, allow_groups=True), stepping._usual(config, allow_groups=True)]:
         assert all(value in ("auto", getattr(way, name)) for name, value in fixed.items())
         assert config.num_envs % way.num_groups == 0
     if "auto" not in fixed.values():
-        assert stepping._ways(config, allow_groups=True) == [Way(num_groups, env_threads, one_core)]
+        at_once = one_core and num_groups == 2  # each on a core of its own; four have to share the two cores
+        assert stepping._ways(config, allow_groups=True) == [Way(num_groups, env_threads, one_core, at_once)]
+        assert stepping._ways(config, allow_groups=False) == [Way(num_groups, env_threads, one_core)]
 
 
 @needs_cores
@@ -102,7 +109,8 @@ def test_no_trial_where_it_would_not_pay(monkeypatch, cores, why):
     if why == "slow to make":
         monkeypatch.setattr(stepping, "_MAKING_SECONDS", 0.0)
     found = choose(config_for(**fields), None, allow_groups=True)
-    assert found.way == (Way(2, 1, True) if fields.get("one_core") else Way(1, 1, False))
+    at_once = len(os.sched_getaffinity(0)) >= 2
+    assert found.way == (Way(2, 1, True, at_once) if fields.get("one_core") else Way(1, 1, False))
     assert found.rows_per_second == {}
 
 
@@ -137,77 +145,13 @@ def test_a_trial_has_fewer_environments_where_they_take_long_to_make(cores):
     assert stepping._trial_size(64, making=0.1) == 0
 
 
-# --- one core ---------------------------------------------------------------------------------------------------------
-
-
-def allowed(thread=0):
-    return os.sched_getaffinity(thread)
-
-
-@needs_cores
-@pytest.mark.parametrize("fails", [False, True])
-def test_one_core_is_kept_and_given_back(fails):
-    before, others = allowed(), {thread: allowed(thread) for thread in thread_ids()}
-    groups = make_groups(config_for(), Way(2, 1, False))
-    one_core = OneCore(groups)
-    pool_threads = [thread for group in groups for thread in group.env.threads]
-    assert len(pool_threads) >= 2
-    stop, started = threading.Event(), threading.Thread(target=lambda: stop.wait())
-    for _ in range(2):
-        try:
-            with one_core:
-                assert len(core := allowed()) == 1
-                alive = [thread for thread in pool_threads if thread in thread_ids()]  # not all were the pools' own
-                assert len(alive) >= 2
-                assert all(allowed(thread) == core for thread in alive)
-                assert all(group.env.one_core for group in groups)
-                untouched = {t: allowed(t) for t in others if t != threading.get_native_id()}
-                assert untouched == {t: others[t] for t in untouched}
-                if not started.is_alive():
-                    started.start()  # inherits the one core
-                    assert allowed(started.native_id) == core
-                if fails:
-                    raise ValueError("what a collect may raise")
-        except ValueError:
-            assert fails
-        assert allowed() == before
-        assert allowed(started.native_id) == before
-        assert not any(group.env.one_core for group in groups)
-    stop.set()
-    started.join()
-
-
-@needs_cores
-def test_training_gives_the_core_back():
-    before = allowed()
-    with Trainer(config_for(num_groups=1, env_threads=1, one_core=True), quiet=True) as trainer:
-        seen, act = [], trainer.engine.act
-
-        def acting(*arguments):
-            seen.append(allowed())
-            if len(seen) > 20:
-                raise RuntimeError("from the middle of a rollout")
-            return act(*arguments)
-
-        trainer.engine.act = acting
-        trainer.step()
-        assert all(len(cores) == 1 for cores in seen)
-        assert allowed() == before
-        with pytest.raises(RuntimeError, match="middle"):
-            trainer.step()
-        assert allowed() == before
-
-
-def test_the_core_is_one_that_the_caller_may_use(monkeypatch):
-    assert stepping._current_core({4095}) == 4095
-    assert stepping._current_core(allowed()) in allowed()
-
-
 # --- results ----------------------------------------------------------------------------------------------------------
 
 
 def trained(**fields):
     with Trainer(config_for(total_timesteps=4 * 64, **fields), quiet=True) as trainer:
+        assert trainer.engine.name == fields.get("engine", "native")
+        assert trainer.stepping.way.at_once == (fields.get("num_groups") == 2 and fields.get("one_core") is True)
         result = trainer.train()
         rollout = trainer.rollout
         arrays = [x.numpy().copy() for x in (rollout.obs["obs"], rollout.actions, rollout.rewards, rollout.valid)]
@@ -215,14 +159,17 @@ def trained(**fields):
 
 
 @needs_cores
-@pytest.mark.parametrize("way", [Way(1, 1, True), Way(1, 2, False), Way(2, 1, False), Way(2, 2, False)], ids=str)
+@pytest.mark.parametrize(
+    "way",
+    [Way(1, 1, True), Way(1, 2, False), Way(2, 1, False), Way(2, 2, False), Way(2, 1, True, at_once=True)],
+    ids=str,
+)
 def test_results_do_not_depend_on_the_way(way):
     whole = trained(num_groups=1, env_threads=1, one_core=False)
     other = trained(num_groups=way.num_groups, env_threads=way.env_threads, one_core=way.one_core)
     for a, b in zip(whole[2], other[2], strict=True):
         np.testing.assert_array_equal(a, b)
-    if way.num_groups == 1:  # torch's products round otherwise for fewer rows
-        assert whole[:2] == other[:2]
+    assert whole[:2] == other[:2]
 
 
 @needs_cores

@@ -80,6 +80,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("philox", &philox, "key"_a, "c0"_a, "c1"_a, "c2"_a, "c3"_a, py::pos_only());
   define<set_num_threads>(m, "set_num_threads", "count");
   m.def("get_num_threads", &cpu::get_num_threads);
+  m.def("set_alone", &cpu::set_alone, "on"_a, py::pos_only());
   m.def("cpu_capability", &cpu::capability);
   m.def("build_info", &build_info);
 }

@@ -196,6 +196,8 @@ struct State {
 // This thread's pool while it is in a busy section.
 thread_local Pool* busy_pool = nullptr;
 thread_local bool in_busy_section = false;
+// Whether this thread leaves the others alone.
+thread_local bool alone = false;
 
 std::atomic<int> wanted_threads{0};
 std::atomic<State*> state{nullptr};
@@ -233,8 +235,10 @@ int get_num_threads() {
 
 void set_num_threads(int count) { wanted_threads.store(count < max_threads ? count : max_threads); }
 
+void set_alone(bool on) { alone = on; }
+
 BusySection::BusySection() : entered_(!in_busy_section) {
-  const int threads = get_num_threads();
+  const int threads = alone ? 1 : get_num_threads();
   if (!entered_ || threads == 1) return;
   State& shared = current_state();
   std::unique_lock<std::mutex> lock(shared.mutex, std::try_to_lock);
@@ -262,7 +266,7 @@ void run_tasks(int64_t count, double microseconds, Task task, void* context) {
     for (int64_t i = 0; i < count; ++i) task(context, i);
     return;
   }
-  const int threads = count > 1 && microseconds > worthwhile_microseconds ? get_num_threads() : 1;
+  const int threads = count > 1 && microseconds > worthwhile_microseconds && !alone ? get_num_threads() : 1;
   if (threads > 1) {
     State& shared = current_state();
     std::unique_lock<std::mutex> lock(shared.mutex, std::try_to_lock);

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from pyppo import _C
 from pyppo._C import build_info, cpu_capability, get_num_threads, set_num_threads
+from pyppo._C import set_alone as set_alone  # for pyppo.cores; no public name
 from pyppo.ops.advantages import gae
 from pyppo.ops.errors import check_errors
 from pyppo.ops.losses import ppo_loss, ppo_loss_grad, surrogate_loss
