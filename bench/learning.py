@@ -164,7 +164,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--seeds", type=int, nargs="+", help="default: 1 2 3; of the suite, 1 up to each environment's number"
     )
-    parser.add_argument("--parallel", type=int, default=1, help="processes at a time (default: 1)")
+    parser.add_argument("--parallel", type=int, default=2, help="runs at a time (default: 2)")
     parser.add_argument("--engine", choices=("auto", "native", "torch"), default="auto", help="default: auto")
     parser.add_argument("--steps", type=int, help="in place of the environments' own total_timesteps")
     parser.add_argument("--results", type=Path, metavar="FILE", help="of runs; the suite's: bench/results/suite.jsonl")

@@ -52,8 +52,9 @@ class Config:
     """EnvPool threads a group; "auto" (or 0) measures at the start. Changes speed, never results."""
     one_core: bool | Literal["auto"] = "auto"
     """Keep each group, its environments and the policy that acts for them in turn, to one core, since waking another
-    takes as long as short steps do. Groups of the engine "native" have a core each and are served at once, unless there
-    are more of them than cores; else all share one core. "auto" measures at the start. Changes speed, never results."""
+    takes as long as short steps do. Where the engine "native" runs a built-in policy, groups have a core each and are
+    served at once, unless there are more of them than cores; else all share one core. "auto" measures at the start.
+    Changes speed, never results."""
     env_options: dict[str, Any] = field(default_factory=dict, hash=False)
     """Further keyword arguments of the environment (JSON values), saved with the policy and used again by
     `evaluate`."""

@@ -5,15 +5,14 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Protocol
-
-import torch
 
 from pyppo.ops import get_num_threads, set_alone
 
-__all__ = ["OneCore", "at_once", "thread_ids"]
+__all__ = ["Cores", "at_once", "thread_ids"]
 
 
 class Pool(Protocol):
@@ -25,20 +24,17 @@ class Pool(Protocol):
     """Whether the caller shares its core with them."""
 
 
-class OneCore:
-    """Keeps the calling thread and EnvPool's on one core for a while: `with one_core: ...`.
+class Cores:
+    """Keeps what collects on one core for a while, or on one for each pool: `with cores: ...`.
 
-    The core is the one that the caller runs on when the block begins, so that several processes do not all choose the
-    same. Afterwards the caller, and threads that were started meanwhile, may run where the caller might before.
-    EnvPool's threads have nothing to do until the next block, and stay.
+    The first core is the one that the caller runs on when the block begins, so that several processes do not all
+    choose the same. Afterwards the caller, and threads that were started meanwhile, may run where the caller might
+    before. EnvPool's threads have nothing to do until the next block, and stay.
 
     Args:
         pools: EnvPool's environments, a pool for each group.
-        each: one core for each pool. The first one's is the caller's; in the block, the threads that serve the others
-            begin with `with one_core.serving(index): ...`. Kernels that they call run on their own thread.
-
-    Raises:
-        ValueError: `each`, and there are more pools than cores (when the block begins).
+        each: one core for each pool, as far as there are enough; the caller's for the first. The threads that serve the
+            others begin with `cores.begin(index)`. Kernels that they call run on their own thread.
     """
 
     def __init__(self, pools: Iterable[Pool], each: bool = False) -> None:
@@ -48,50 +44,42 @@ class OneCore:
         self._before: set[int] = set()
         self._known: frozenset[int] = frozenset()
         self._cores: list[int] = []
-        self._torch_threads = 1
 
-    def __enter__(self) -> OneCore:
+    def __enter__(self) -> Cores:
         self._before, self._known = os.sched_getaffinity(0), thread_ids()
         self._cores = self._choose()
-        self._torch_threads = torch.get_num_threads()
         try:
-            os.sched_setaffinity(0, {self._cores[0]})  # the caller
-            set_alone(self.each)
-            for env, core in zip(self._pools, self._cores, strict=True):
-                for thread in sorted(env.threads):
+            self.begin(0)
+            for pool, core in zip(self._pools, self._cores, strict=True):
+                for thread in sorted(pool.threads):
                     with suppress(ProcessLookupError):  # one that another library started meanwhile, and that has ended
                         os.sched_setaffinity(thread, {core})
-                env.one_core = True
+                pool.one_core = True
         except BaseException:  # Ctrl-C too
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *exception: object) -> None:
+        os.sched_setaffinity(0, self._before)  # first: Ctrl-C may come at any time
         set_alone(False)
-        for env in self._pools:
-            env.one_core = False
-        for thread in (0, *(thread_ids() - self._known)):
+        for pool in self._pools:
+            pool.one_core = False
+        for thread in thread_ids() - self._known:
             with suppress(ProcessLookupError):  # a thread that has ended
                 os.sched_setaffinity(thread, self._before)
 
-    @contextmanager
-    def serving(self, index: int) -> Iterator[None]:
-        """What a thread of its own does around serving that pool."""
+    def begin(self, index: int) -> None:
+        """What a thread does before it serves that pool."""
         os.sched_setaffinity(0, {self._cores[index]})
-        set_alone(True)
-        torch.set_num_threads(self._torch_threads)  # which a new thread does not have from the one that started it
-        yield
+        set_alone(self.each)
 
     def _choose(self) -> list[int]:
-        """Each pool's core."""
-        first = _current_core(self._before)
-        if not self.each:
-            return [first] * len(self._pools)
-        cores = [first, *sorted(self._before - {first})]
-        if len(cores) < len(self._pools):
-            raise ValueError(f"there are {len(self._pools)} pools; there must be at most {len(cores)}, one for a core")
-        return cores[: len(self._pools)]
+        """Each pool's core, from the caller's on and far apart: neighbours may be two halves of one."""
+        allowed = sorted(self._before)
+        first, count = allowed.index(_current_core(self._before)), len(allowed)
+        stride = max(1, count // len(self._pools)) if self.each else 0
+        return [allowed[(first + i * stride) % count] for i in range(len(self._pools))]
 
 
 def _current_core(allowed: set[int]) -> int:
@@ -112,42 +100,85 @@ def thread_ids() -> frozenset[int]:
 
 
 GivenUp = Callable[[], bool]
+Task = Callable[[GivenUp], None]
 
 
-def at_once(tasks: Sequence[Callable[[GivenUp], None]], cores: OneCore) -> None:
-    """Run tasks at the same time, the first on the calling thread, and return when all have ended.
+def at_once(tasks: Sequence[Task], cores: Cores) -> None:
+    """Run tasks at the same time, the first on the calling thread, and return or raise when all have ended.
 
     Args:
         tasks: each is given a function that says whether another has failed, and ends soon where it has.
         cores: in whose block this is called; task i serves its pool i.
 
     Raises:
-        what a task raised, of several the first task's.
+        what a task raised, of several the first task's. Ctrl-C counts as the first task's.
     """
-    failed = threading.Event()
-    errors: dict[int, BaseException] = {}
-
-    def run(index: int) -> None:
-        try:
-            with cores.serving(index):
-                tasks[index](failed.is_set)
-        except BaseException as error:  # for the caller to raise
-            errors[index] = error
-            failed.set()
-
-    started: list[threading.Thread] = []
+    helpers = _Helpers(tasks[1:], cores)
     try:
-        for i in range(1, len(tasks)):
-            thread = threading.Thread(target=run, args=(i,), daemon=True)
-            thread.start()
-            started.append(thread)
-        tasks[0](failed.is_set)
-        for thread in started:
-            thread.join()
-    except BaseException:  # Ctrl-C too, also while the others are waited for
-        failed.set()
-        for thread in started:
-            thread.join()
+        helpers.start()
+        tasks[0](helpers.given_up)
+    except BaseException:  # Ctrl-C too
+        helpers.give_up()
         raise
-    if errors:
-        raise errors[min(errors)]
+    finally:
+        helpers.wait()
+    helpers.raise_error()
+
+
+class _Helpers:
+    """The threads beside the caller's. Each says itself when it begins and ends: what `Thread.join` says after Ctrl-C
+    came while it waited is not true (before Python 3.13)."""
+
+    def __init__(self, tasks: Sequence[Task], cores: Cores) -> None:
+        self._tasks, self._cores = tasks, cores
+        self._lock, self._failed = threading.Lock(), threading.Event()
+        self._ended: dict[int, threading.Event] = {}
+        """Of those that have begun."""
+        self._errors: dict[int, BaseException] = {}
+        self.given_up = self._failed.is_set
+
+    def start(self) -> None:
+        for i in range(len(self._tasks)):
+            threading.Thread(target=self._run, args=(i,), daemon=True).start()
+
+    def give_up(self) -> None:
+        """Tell those that run, and keep those that have not begun from it."""
+        with self._lock:
+            self._failed.set()
+
+    def wait(self) -> None:
+        """Until none runs; Ctrl-C meanwhile is raised then."""
+        interrupt: BaseException | None = None
+        while True:
+            try:
+                if interrupt is not None:
+                    self.give_up()
+                if self.given_up() or len(self._ended) == len(self._tasks):
+                    with self._lock:
+                        begun = list(self._ended.values())
+                    for ended in begun:
+                        ended.wait()
+                    break
+                time.sleep(1e-4)  # one has been started and not begun yet
+            except BaseException as error:
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
+
+    def raise_error(self) -> None:
+        if self._errors:
+            raise self._errors[min(self._errors)]
+
+    def _run(self, index: int) -> None:
+        with self._lock:
+            if self.given_up():
+                return
+            ended = self._ended[index] = threading.Event()
+        try:
+            self._cores.begin(index + 1)
+            self._tasks[index](self.given_up)
+        except BaseException as error:  # for the caller to raise
+            self._errors[index] = error
+            self._failed.set()
+        finally:
+            ended.set()

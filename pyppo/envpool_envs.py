@@ -55,7 +55,7 @@ class EnvPoolVectorEnv(VectorEnv):
         threads: the system's numbers of the pool's threads, where they are known.
 
     Attributes:
-        one_core: whether the caller shares its core with the pool's threads (`pyppo.cores.OneCore` says so).
+        one_core: whether the caller shares its core with the pool's threads (`pyppo.cores.Cores` says so).
         reports_games: whether this is Atari, whose infos have the game's own reward and end.
     """
 

@@ -1,4 +1,4 @@
-"""The loop that fills rollouts: groups of environments served in turn, and where their steps are written."""
+"""The loop that fills rollouts: groups of environments served in turn or at once, and where their steps are written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from pyppo.cores import OneCore, at_once
+from pyppo.cores import Cores, at_once
 from pyppo.episodes import Episode, EpisodeCounter
 from pyppo.finite import check_finals, check_observations, check_rewards
 from pyppo.storage import Rollout
@@ -175,10 +175,10 @@ _Finals = list[tuple[int, int, dict[str, np.ndarray]]]
 
 
 class Collector:
-    """Fills rollouts from groups of environments that are served in turn.
+    """Fills rollouts from groups of environments that are served in turn, or each by a thread of its own.
 
-    Group g owns a contiguous slice of rows; while it steps, the policy acts for the others. What a row sees does not
-    depend on how rows are grouped.
+    Group g owns a contiguous slice of rows; in turn, while it steps, the policy acts for the others. What a row sees
+    does not depend on how rows are grouped.
 
     Args:
         groups: environments; their rows in this order make up the rollout's N.
@@ -208,7 +208,7 @@ class Collector:
         *,
         scale: Scale | None = None,
         device: Device | None = None,
-        cores: OneCore | None = None,
+        cores: Cores | None = None,
     ) -> None:
         self.rollout, self.act, self.final_value, self.scale = rollout, act, final_value, scale
         self._cores = cores
@@ -286,7 +286,7 @@ class Collector:
         for part in parts:
             part.receive(last)
 
-    def _serve_at_once(self, cores: OneCore) -> None:
+    def _serve_at_once(self, cores: Cores) -> None:
         """Take all steps, the parts at the same time. The caller's first one comes before: there the policy is made
         ready for this rollout."""
         caller = self._parts[0]

@@ -1,4 +1,4 @@
-"""How EnvPool's environments are stepped: in how many groups, on how many threads, on one core or on all.
+"""How EnvPool's environments are stepped: in how many groups, in turn or at once, on how many threads and which cores.
 
 Results never depend on it; speed does, on how long a step takes against waking another core. So a short trial at the
 start measures: rollouts of the policy in environments of their own, candidates in turn.
@@ -14,13 +14,13 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from pyppo.config import Config
-from pyppo.cores import OneCore
+from pyppo.cores import Cores
 from pyppo.envpool_envs import EnvPoolVectorEnv, auto_threads, is_cheap, make_envs
 from pyppo.envs import EnvGroup, Purpose
 from pyppo.masks import MASK
@@ -46,10 +46,10 @@ class Way:
     at_once: bool = False
     """Whether each group is served by a thread of its own; else they are served in turn."""
 
-    def cores(self, groups: Iterable[EnvGroup]) -> OneCore | None:
+    def cores(self, groups: Iterable[EnvGroup]) -> Cores | None:
         """What the collector keeps to."""
         pools = [group.env for group in groups if isinstance(group.env, EnvPoolVectorEnv)]
-        return OneCore(pools, each=self.at_once) if self.one_core else None
+        return Cores(pools, each=self.at_once) if self.one_core else None
 
     def __str__(self) -> str:
         groups = f"{self.num_groups} group{'s' * (self.num_groups > 1)}{' at once' * self.at_once}"
@@ -117,6 +117,8 @@ _TRIAL_SHARE = 0.02
 """What a trial may take of the time that stepping will take in all, as its first round says."""
 _TRIAL_SECONDS = (0.1, 1.0)
 """The least and the most that a trial takes, its first round apart."""
+_SEVERAL = (2, 4, 8)
+"""Numbers of groups to try. Of more at once, each would wait for Python's interpreter, which a step needs for 30 us."""
 _NUM_STEPS = 32
 """Of a rollout of the trial."""
 _QUICK = 0.001
@@ -162,7 +164,7 @@ def choose(
         return _told(Stepping(usual))
     start = time.perf_counter()
     making = _making_seconds(config)
-    num_envs = _trial_size(config.num_envs, making * len(ways))
+    num_envs = _trial_size(config.num_envs, making * len(ways), max(way.num_groups for way in ways))
     quick = making < _QUICK
     kept = {"store_dist": store_dist, "state_shape": state_shape}
     trials = [_Trial(config, way, num_envs, quick, act, kept) for way in (ways if num_envs else [])]
@@ -195,10 +197,11 @@ def _groups_for_gpu(config: Config) -> int:
 def _usual(config: Config, allow_groups: bool) -> Way:
     """What is right where nothing is known: the given fields, and for the others what is never far from best."""
     num_groups = 1 if config.num_groups == "auto" else config.num_groups
-    threads = config.env_threads
-    if threads == "auto":
-        threads = auto_threads(config.env_id, config.num_envs // num_groups)
-    return _way(num_groups, threads, config.one_core is True, allow_groups)
+    threads = 1 if config.env_threads == "auto" else config.env_threads
+    way = _way(num_groups, threads, config.one_core is True, allow_groups)
+    if config.env_threads == "auto" and not way.at_once:
+        way = replace(way, env_threads=auto_threads(config.env_id, config.num_envs // num_groups))
+    return way
 
 
 def _way(num_groups: int, env_threads: int, one_core: bool, allow_groups: bool) -> Way:
@@ -212,19 +215,21 @@ def _ways(config: Config, allow_groups: bool) -> list[Way]:
     cores = len(os.sched_getaffinity(0))
     if cores == 1:
         return [_usual(config, allow_groups)]
-    numbers = [1] if config.num_groups == "auto" else [config.num_groups]
-    while config.num_groups == "auto" and allow_groups and config.num_envs % (2 * numbers[-1]) == 0:
-        if 2 * numbers[-1] > cores:
-            break
-        numbers.append(2 * numbers[-1])
     ways = []
-    for num_groups in numbers:
+    for num_groups in _group_numbers(config, allow_groups, cores):
         for threads in _thread_numbers(config, num_groups, cores):
             for one_core in [True, False] if config.one_core == "auto" else [config.one_core]:
                 way = _way(num_groups, threads, one_core, allow_groups)
                 if _may_be_best(way, config):
                     ways.append(way)
-    return sorted(ways, key=lambda way: way.at_once)
+    at_once = [way for way in ways if way.at_once]
+    return [way for way in ways if not way.at_once] + at_once[-2:]
+
+
+def _group_numbers(config: Config, allow_groups: bool, cores: int) -> list[int]:
+    if config.num_groups != "auto":
+        return [config.num_groups]
+    return [1, *(n for n in _SEVERAL if allow_groups and n <= cores and config.num_envs % n == 0)]
 
 
 def _thread_numbers(config: Config, num_groups: int, cores: int) -> list[int]:
@@ -237,6 +242,8 @@ def _thread_numbers(config: Config, num_groups: int, cores: int) -> list[int]:
 def _may_be_best(way: Way, config: Config) -> bool:
     """Whether a way is worth a trial, as far as the settings leave it open."""
     free_core, free_groups = config.one_core == "auto", config.num_groups == "auto"
+    if way.at_once and way.env_threads > 1:
+        return config.env_threads != "auto"  # they would share the one core
     if way.one_core and free_core:
         # Sharing a core is for what one thread steps faster than another core wakes.
         return way.env_threads == 1 and (way.num_groups == 1 or way.at_once)
@@ -250,15 +257,16 @@ def _making_seconds(config: Config) -> float:
     return (time.perf_counter() - start) / few
 
 
-def _trial_size(num_envs: int, making: float) -> int:
+def _trial_size(num_envs: int, making: float, most_groups: int) -> int:
     """Environments of the trial: as many as in training if they are quickly made, else fewer; 0: too slow for any.
 
     Args:
         making: seconds that one takes, in all ways together.
+        most_groups: what the number has to be divisible by.
     """
     most = _MAKING_SECONDS / making
     size, least = num_envs, 4 * len(os.sched_getaffinity(0))
-    while size > most and size % 4 == 0 and size // 2 >= least:
+    while size > most and size % (2 * most_groups) == 0 and size // 2 >= least:
         size //= 2
     return size if size <= 2 * most else 0
 

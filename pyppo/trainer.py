@@ -17,7 +17,7 @@ from pyppo import checkpoint as checkpoints
 from pyppo import report
 from pyppo.actions import Distribution, stream_seed
 from pyppo.config import Config
-from pyppo.cores import OneCore
+from pyppo.cores import Cores
 from pyppo.engines import Schedule, describe, make_engine
 from pyppo.engines.policy_check import check_policy
 from pyppo.engines.torch_engine import TorchEngine
@@ -117,7 +117,7 @@ class Trainer:
             with torch_threads(config.torch_threads):
                 check_policy(self.policy, obs_space, distribution, self.engine.device)
         self.stepping: Stepping | None = None
-        cores: OneCore | None = None
+        cores: Cores | None = None
         self._at_once = False  # whether groups are served at the same time
         if groups is None:
             self.stepping = self._choose_stepping(own_policy)

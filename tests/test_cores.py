@@ -10,7 +10,7 @@ import time
 import pytest
 
 from pyppo import Config, Trainer, cores
-from pyppo.cores import OneCore, at_once, thread_ids
+from pyppo.cores import Cores, at_once, thread_ids
 from pyppo.stepping import Way, make_groups
 
 pytestmark = [
@@ -34,13 +34,13 @@ def allowed(thread=0):
 def test_one_core_is_kept_and_given_back(fails):
     before, others = allowed(), {thread: allowed(thread) for thread in thread_ids()}
     groups = make_groups(config_for(), Way(2, 1, False))
-    one_core = OneCore([group.env for group in groups])
+    block = Cores([group.env for group in groups])
     pool_threads = [thread for group in groups for thread in group.env.threads]
     assert len(pool_threads) >= 2
     stop, started = threading.Event(), threading.Thread(target=lambda: stop.wait())
     for _ in range(2):
         try:
-            with one_core:
+            with block:
                 assert len(core := allowed()) == 1
                 alive = [thread for thread in pool_threads if thread in thread_ids()]  # not all were the pools' own
                 assert len(alive) >= 2
@@ -83,7 +83,7 @@ def test_training_gives_the_core_back():
         assert allowed() == before
 
 
-def test_the_core_is_one_that_the_caller_may_use(monkeypatch):
+def test_the_core_is_one_that_the_caller_may_use():
     assert cores._current_core({4095}) == 4095
     assert cores._current_core(allowed()) in allowed()
 
@@ -95,7 +95,7 @@ def test_the_core_is_one_that_the_caller_may_use(monkeypatch):
 def two_cores():
     """The block of two groups on a core each."""
     groups = make_groups(config_for(), Way(2, 1, True, at_once=True))
-    with OneCore([group.env for group in groups], each=True) as block:
+    with Cores([group.env for group in groups], each=True) as block:
         yield groups, block
     for group in groups:
         group.close()
@@ -104,7 +104,7 @@ def two_cores():
 @needs_cores
 def test_each_group_has_a_core_of_its_own():
     before, groups = allowed(), make_groups(config_for(), Way(2, 1, True, at_once=True))
-    block, seen = OneCore([group.env for group in groups], each=True), {}
+    block, seen = Cores([group.env for group in groups], each=True), {}
 
     def serve(index):
         def task(given_up):
@@ -116,13 +116,26 @@ def test_each_group_has_a_core_of_its_own():
     with block:
         mine = [{core for t in group.env.threads if t in thread_ids() for core in allowed(t)} for group in groups]
         at_once([serve(0), serve(1)], block)
+    for group in groups:
+        group.close()
     assert [len(x) for x in mine] == [1, 1]
     assert mine[0] != mine[1]
     assert [seen[0], seen[1]] == mine
     assert allowed() == before
-    too_many = [groups[0].env] * (len(before) + 1)
-    with pytest.raises(ValueError, match=f"there are {len(too_many)} pools; there must be at most {len(before)}"):
-        OneCore(too_many, each=True).__enter__()
+
+
+@pytest.mark.parametrize(
+    ("allowed", "current", "pools", "expected"),
+    [(range(2), 0, 2, [0, 1]), (range(2), 1, 2, [1, 0]), (range(16), 3, 2, [3, 11]), (range(16), 11, 2, [11, 3]),
+     (range(16), 14, 4, [14, 2, 6, 10]), ([1, 4, 5], 4, 2, [4, 5]), ([7], 7, 3, [7, 7, 7]),
+     (range(2), 1, 3, [1, 0, 1])],
+)  # fmt: skip
+def test_cores_go_on_from_the_callers(monkeypatch, allowed, current, pools, expected):
+    monkeypatch.setattr(cores, "_current_core", lambda _: current)
+    for each, wanted in ((True, expected), (False, [current] * pools)):
+        block = Cores([None] * pools, each)
+        block._before = set(allowed)
+        assert block._choose() == wanted
 
 
 @needs_cores
@@ -189,13 +202,56 @@ def test_a_rollout_that_fails_in_one_group_can_be_begun_anew(first):
         assert not trainer.collector.ready
         assert allowed() == before
         assert threading.active_count() == count
+        assert trainer.rollout.steps[first] == 5
         broken.clear()
         assert trainer.step()["step"] > 0
-        assert trainer.rollout.steps.min() > 16  # those before the error too: noise is not drawn twice
+        assert trainer.rollout.steps[first] == 5 + 16  # those before the error too: noise is not drawn twice
+
+
+INTERRUPTED = """
+import os, signal, threading, time
+from pyppo import Config, Trainer
+
+at_once = {"num_groups": 2, "env_threads": 1, "one_core": True}
+config = Config.for_env("CartPole-v1", num_envs=4, num_steps=16, run_dir=None, **at_once)
+with Trainer(config, quiet=True) as trainer:
+    act, running = trainer.engine.act, []
+
+    def acting(rollout, t, rows):
+        if t == 8 and rows.start:  # the caller is done long before
+            running.append("other")
+            for _ in range({signals}):
+                time.sleep(0.3)
+                os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.3)
+            running.clear()
+        return act(rollout, t, rows)
+
+    trainer.step()
+    trainer.engine.act = acting
+    try:
+        trainer.step()
+    except KeyboardInterrupt:
+        assert not running, "the other group still acts"
+        assert threading.active_count() == 1
+        assert len(os.sched_getaffinity(0)) > 1
+        assert not trainer.collector.ready
+        trainer.engine.act = act
+        assert trainer.step()["step"] > 0
+        print("whole")
+"""
 
 
 @needs_cores
-def test_phases_add_up_to_the_time(monkeypatch):
+@pytest.mark.parametrize("signals", [1, 3])
+def test_ctrl_c_while_the_other_group_is_waited_for(signals):
+    code = INTERRUPTED.replace("{signals}", str(signals))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout.strip()) == (0, "whole"), done.stderr
+
+
+@needs_cores
+def test_phases_add_up_to_the_time():
     with Trainer(config_for(**AT_ONCE), quiet=True) as trainer:
         act = trainer.engine.act
 

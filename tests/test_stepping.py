@@ -43,9 +43,12 @@ def test_candidates(cores):
     ways = stepping._ways(config_for(num_envs=64), allow_groups=True)
     in_turn = [(way.num_groups, way.env_threads) for way in ways[1:] if not way.at_once]
     assert in_turn == [(1, 1), (1, 16), (2, 1), (2, 8), (2, 16)]
-    assert [way for way in ways if way.at_once] == [Way(n, 1, True, at_once=True) for n in (2, 4, 8, 16)]
+    assert [way for way in ways if way.at_once] == [Way(n, 1, True, at_once=True) for n in (4, 8)]
     ways = stepping._ways(config_for(num_envs=12), allow_groups=True)
     assert [way.num_groups for way in ways if way.at_once] == [2, 4]
+    assert stepping._usual(config_for(num_groups=2, one_core=True), True) == Way(2, 1, True, at_once=True)
+    fixed = config_for(num_groups=2, one_core=True)
+    assert stepping._ways(fixed, allow_groups=True) == [Way(2, 1, True, at_once=True)]  # two threads would share a core
     ways = stepping._ways(config_for(num_envs=64, one_core=False), allow_groups=True)
     assert not any(way.one_core or way.at_once for way in ways)
     cores(1)
@@ -126,7 +129,7 @@ def test_on_a_gpu_the_environments_say_how_many_groups(
     cores(2)
     ways = []
     monkeypatch.setattr(stepping, "_measure", lambda trials, _: ways.extend(trial.way for trial in trials) or {})
-    monkeypatch.setattr(stepping, "_trial_size", lambda num_envs, making: num_envs)
+    monkeypatch.setattr(stepping, "_trial_size", lambda num_envs, *_: num_envs)
     config = config_for(num_envs=num_envs, total_timesteps=timesteps).replace(env_id=env_id)
     with caplog.at_level(logging.INFO, "pyppo"):
         found = choose(config, None, allow_groups=True, on_gpu=True)
@@ -139,10 +142,12 @@ def test_on_a_gpu_the_environments_say_how_many_groups(
 
 def test_a_trial_has_fewer_environments_where_they_take_long_to_make(cores):
     cores(2)
-    assert stepping._trial_size(64, making=1e-5) == 64
-    assert stepping._trial_size(64, making=0.01) == 16
-    assert stepping._trial_size(8, making=0.02) == 8
-    assert stepping._trial_size(64, making=0.1) == 0
+    assert stepping._trial_size(64, making=1e-5, most_groups=2) == 64
+    assert stepping._trial_size(64, making=0.01, most_groups=2) == 16
+    assert stepping._trial_size(8, making=0.02, most_groups=2) == 8
+    assert stepping._trial_size(64, making=0.1, most_groups=2) == 0
+    assert stepping._trial_size(100, making=0.005, most_groups=2) == 50
+    assert stepping._trial_size(100, making=0.005, most_groups=4) == 100  # of 50, four groups would make 52
 
 
 # --- results ----------------------------------------------------------------------------------------------------------
@@ -170,6 +175,29 @@ def test_results_do_not_depend_on_the_way(way):
     for a, b in zip(whole[2], other[2], strict=True):
         np.testing.assert_array_equal(a, b)
     assert whole[:2] == other[:2]
+
+
+@needs_cores
+@pytest.mark.parametrize("fields", [{}, {"num_steps": 1}, {"norm_obs": True}], ids=str)
+@pytest.mark.parametrize("env_id", ["Game2048-v1", "HalfCheetah-v4"])  # a mask beside features that the policy prepares
+def test_at_once_gives_the_same_bits(env_id, fields):
+    def run(**way):
+        if env_id == "Game2048-v1" and "norm_obs" in fields:
+            pytest.skip("nothing to normalise")
+        settings = {"num_envs": 4, "num_steps": 16, "num_minibatches": 2, "run_dir": None, "warmup_rows": 64}
+        config = Config.for_env(env_id, **{**settings, "num_groups": 2, "env_threads": 1, **fields, **way})
+        with Trainer(config, quiet=True) as trainer:
+            rows = [trainer.step() for _ in range(3)]
+            rollout = trainer.rollout
+            arrays = [*rollout.obs.values(), rollout.actions, rollout.logp, rollout.values, rollout.valid]
+            arrays = [x.numpy().copy() for x in arrays]
+            return trainer.stepping.way.at_once, parameter_sha256(trainer.policy), rows[-1]["step"], arrays
+
+    in_turn, at_once = run(one_core=False), run(one_core=True)
+    assert (in_turn[0], at_once[0]) == (False, True)
+    assert in_turn[1:3] == at_once[1:3]
+    for a, b in zip(in_turn[3], at_once[3], strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @needs_cores

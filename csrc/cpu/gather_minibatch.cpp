@@ -40,6 +40,8 @@ void copy_rows(const GatherColumn& column, const int64_t* rows, int64_t begin, i
   char* to = static_cast<char*>(column.to);
   const int64_t bytes = column.row_bytes;
   switch (bytes) {
+    case 0:  // nothing to copy, and maybe null pointers, which memcpy may not be given
+      return;
     case 1:
       return copy_rows_of<1>(column, rows, begin, end);
     case 4:
