@@ -119,17 +119,19 @@ _TRIAL_SECONDS = (0.1, 1.0)
 """The least and the most that a trial takes, its first round apart."""
 _SEVERAL = (2, 4, 8)
 """Numbers of groups to try. Of more at once, each would wait for Python's interpreter, which a step needs for 30 us."""
-_NUM_STEPS = 32
-"""Of a rollout of the trial."""
+_NUM_STEPS = {True: 32, False: 128}
+"""Of a rollout of the trial at most, where steps are cheap and where they are not: a rollout's end, where groups at once
+wait for the last one, must not weigh more than in training."""
 _QUICK = 0.001
 """Seconds that making an environment takes at most where its steps are cheap too."""
-_SLICE_SECONDS = {True: 0.004, False: 0.016}
-"""Of a round, where steps are cheap and where they are not: several rollouts."""
+_SLICE_SECONDS = {True: 0.004, False: 0.05}
+"""Of a round, where steps are cheap and where they are not. A core that had nothing to do in the last one takes
+milliseconds to come back."""
 _ROUNDS = (2, 16)
 """The fewest and the most, the first apart, which pays for what is slow once."""
 _HOPELESS = 0.75
 """A candidate that is slower than this share of the best is not measured again."""
-_GAIN = 1.15
+_GAIN = 1.05
 """How much faster than a simpler one a candidate must be: less is noise."""
 
 
@@ -287,9 +289,10 @@ class _Trial:
         self._slice_seconds = _SLICE_SECONDS[quick]
         self._groups = make_groups(config, way, num_envs=num_envs, purpose="warmup")
         space = self._groups[0].action_space
-        self._rollout = Rollout(_NUM_STEPS, num_envs, self._groups[0].obs_space, space, **kept)
+        num_steps = min(_NUM_STEPS[quick], config.num_steps)
+        self._rollout = Rollout(num_steps, num_envs, self._groups[0].obs_space, space, **kept)
         rng = np.random.default_rng(0)
-        actions = [random_actions(space, num_envs, rng) for _ in range(_NUM_STEPS)]
+        actions = [random_actions(space, num_envs, rng) for _ in range(num_steps)]
 
         def act_and_forget(rollout: Rollout, t: int, rows: slice) -> np.ndarray:
             if act is not None:
