@@ -46,7 +46,7 @@ SUITE = (
     Task("Hopper-v4", f"2383 ± 272 ({_CLEANRL})", gate=2200),
     Task("HalfCheetah-v4", f"1443 ± 46, earlier 2906 ± 1129 ({_CLEANRL})", gate=2200, seeds=10, modes=2500),
     Task("Walker2d-v4", f"2909 [2678, 3126] ({_PAPER})", gate=2678),
-    Task("Swimmer-v4", f"107 [102, 112] ({_PAPER}: another reward)"),
+    Task("Swimmer-v4", f"107 [102, 112] ({_PAPER}: another reward)", gate=40),  # measured: 58 ± 18, five seeds
     Task("InvertedDoublePendulum-v4", f"7910 [7584, 8197] ({_PAPER})", gate=7584),
     Task("MiniGrid-Empty-5x5-v0", "0.955, the most there is", gate=0.9, native=False,
          fields={"total_timesteps": 60_000}),
