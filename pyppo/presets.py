@@ -59,7 +59,7 @@ _MUJOCO: dict[str, Any] = {
 # 2021, "What Matters for On-Policy Deep Actor-Critic Methods?", find a smaller one better.
 _HALF_CHEETAH: dict[str, Any] = {**_MUJOCO, "log_std_init": -1.0}
 # Once nearly every episode lasts to its limit, returns hardly differ, and advantages are mostly the critic's error.
-# Brought to deviation 1 they make full steps of it: with the others' settings the score falls from 9,000 to 5,700
+# Brought to deviation 1 they make full steps of it: with the others' settings the score falls from 8,800 to 5,900
 # (docs/results.md). Over a batch there is more to tell apart than in a minibatch, and smaller steps follow error less.
 _INVERTED_DOUBLE_PENDULUM: dict[str, Any] = {**_MUJOCO, "norm_adv": "batch", "learning_rate": 1e-4}
 

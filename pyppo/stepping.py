@@ -120,8 +120,8 @@ _TRIAL_SECONDS = (0.1, 1.0)
 _SEVERAL = (2, 4, 8)
 """Numbers of groups to try. Of more at once, each would wait for Python's interpreter, which a step needs for 30 us."""
 _NUM_STEPS = {True: 32, False: 128}
-"""Of a rollout of the trial at most, where steps are cheap and where they are not: a rollout's end, where groups at once
-wait for the last one, must not weigh more than in training."""
+"""Of a rollout of the trial at most, where steps are cheap and where they are not: a rollout's end, where groups at
+once wait for the last one, must not weigh more than in training."""
 _QUICK = 0.001
 """Seconds that making an environment takes at most where its steps are cheap too."""
 _SLICE_SECONDS = {True: 0.004, False: 0.05}
