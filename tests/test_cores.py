@@ -212,6 +212,7 @@ INTERRUPTED = """
 import os, signal, threading, time
 from pyppo import Config, Trainer
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a program started in the background does not hear it
 at_once = {"num_groups": 2, "env_threads": 1, "one_core": True}
 config = Config.for_env("CartPole-v1", num_envs=4, num_steps=16, run_dir=None, **at_once)
 with Trainer(config, quiet=True) as trainer:
