@@ -54,7 +54,7 @@ SUITE = (
          fields={"num_envs": 16, "num_steps": 128, "num_minibatches": 8, "update_epochs": 4, "learning_rate": 1e-3,
                  "gamma": 0.0, "ent_coef": 0.05, "total_timesteps": 300_000}),
     Task("Catch", "1, the most there is (images; bench/own_envs.py)", gate=0.9, native=False,
-         fields={"num_envs": 16, "num_steps": 128, "num_minibatches": 8, "update_epochs": 4, "learning_rate": 1e-3,
+         fields={"num_envs": 16, "num_steps": 128, "num_minibatches": 8, "update_epochs": 4, "learning_rate": 2.5e-3,
                  "ent_coef": 0.01, "total_timesteps": 300_000}),
 )
 # fmt: on
