@@ -249,3 +249,33 @@ class MlpEngine:
     ) -> Tensor: ...
     # Mean KL(old || present) over the rows.
     def exact_kl(self, rows: Tensor, /) -> float: ...
+
+# What a step of EnvPool costs beside the environments and the policy.
+class PoolReader:
+    # receive(): EnvPool's answer, a sequence of arrays. flags, observations: (column, index of its array); a column is
+    # an array [T, ...] or takes `column[t] = array`. done: index of the flags bool [N] of ended episodes; where one is
+    # set, finite_ends(observation, answer) is written in place of an observation.
+    def __init__(
+        self,
+        receive: Callable[[], Sequence[np.ndarray]],
+        flags: Sequence[tuple[Any, int]],
+        observations: Sequence[tuple[Any, int]],
+        done: int,
+        finite_ends: Callable[[np.ndarray, Any], np.ndarray],
+    ) -> None: ...
+    # The answer to step t, once there: flags to row t, observations to row t + 1.
+    def read(self, t: int, /) -> Any: ...
+
+class PoolSender:
+    # buffer: [N, ...], what send(message) sends; low, high: [D], of a row's components.
+    def __init__(
+        self,
+        send: Callable[[Any], Any],
+        message: Any,
+        buffer: np.ndarray,
+        low: np.ndarray,
+        high: np.ndarray,
+    ) -> None: ...
+    # False: the actions have another shape or dtype or are out of bounds, and nothing was sent. one_core: let the
+    # pool's thread run first.
+    def send(self, actions: np.ndarray, one_core: bool, /) -> bool: ...

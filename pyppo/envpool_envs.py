@@ -20,6 +20,7 @@ from gymnasium.vector.utils import batch_space
 from pyppo.contract import Columns, Purpose, Receive, env_seed, finite_ends
 from pyppo.cores import thread_ids
 from pyppo.masks import MASK, MASK_INFOS, policy_spaces
+from pyppo.ops import PoolReader, PoolSender
 from pyppo.spaces import ActionCheck, flatten_space
 
 __all__ = [
@@ -85,6 +86,7 @@ class EnvPoolVectorEnv(VectorEnv):
         # read all of it when the step is received, so one buffer is enough.
         self._actions = np.zeros(self._check.shape, self._action_dtype)
         self._message = [self._ids, self._ids, self._actions]
+        self._sender = PoolSender(self._send, self._message, self._actions, *self._check.bounds())
 
     def _read_layout(self, pool: Any) -> None:
         """Where each array lies in what EnvPool's compiled calls take and give."""
@@ -130,11 +132,13 @@ class EnvPoolVectorEnv(VectorEnv):
 
     def send(self, actions: np.ndarray) -> None:
         """Start a step. Actions: `[N]` or `[N, D]` in the action space; checked and copied."""
-        self._check(actions)
         self._guard()
+        if self._sender.send(actions, self.one_core):
+            return
+        self._check(actions)  # says what is wrong; or they are right, and only for NumPy to convert
         self._actions[...] = actions
         self._send(self._message)
-        if self.one_core:  # or `recv` spins on it for some 20 us before the pool's thread may run
+        if self.one_core:
             os.sched_yield()
 
     def recv(self) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
@@ -151,25 +155,17 @@ class EnvPoolVectorEnv(VectorEnv):
         What it writes to `terminated` is "done", truncated or not: `terminated &= ~truncated`, once for all steps, is
         left to the caller.
         """
-        names = ("rewards", self._reward), ("terminated", self._done), ("truncated", self._truncated)
-        (rewards, reward), (dones, done), (cuts, cut) = ((getattr(columns, name), i) for name, i in names)
+        done, cut = self._done, self._truncated
+        flags = [(columns.rewards, self._reward), (columns.terminated, done), (columns.truncated, cut)]
         observations = [(columns.obs[name], i) for name, i in self._obs or [("obs", self._plain_obs)]]
 
-        def receive(t: int) -> list[np.ndarray]:
-            state = self._recv()
-            rewards[t], dones[t], cuts[t] = state[reward], state[done], state[cut]
-            if np.count_nonzero(state[done]):  # half the time of `any`
-                terminated = state[done] > state[cut]
-                for column, i in observations:
-                    column[t + 1] = finite_ends(state[i], terminated)
-            else:
-                for column, i in observations:
-                    column[t + 1] = state[i]
-            return state
+        def ends(x: np.ndarray, state: list[np.ndarray]) -> np.ndarray:
+            return finite_ends(x, state[done] > state[cut])
 
+        receive = PoolReader(self._recv, flags, observations, done, ends).read
         raw, over = columns.episode_rewards, columns.episode_over
         if raw is None or over is None:
-            return receive  # type: ignore[return-value]
+            return receive
         raw_reward, game_over = self._game
 
         def receive_games(t: int) -> None:
@@ -186,7 +182,7 @@ class EnvPoolVectorEnv(VectorEnv):
 
     def close_extras(self, **kwargs: Any) -> None:
         """Let the pool go; its threads end with it."""
-        self._pool, self._send, self._recv = None, self._closed, self._closed
+        self._pool, self._send, self._recv = None, self._closed, self._closed  # `_guard` keeps from the sender
 
     def _observation(self, state: list[np.ndarray]) -> Any:
         if self._obs is None:

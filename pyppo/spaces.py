@@ -220,6 +220,10 @@ class ActionCheck:
         if not self._inside(actions):
             self._refuse(actions)
 
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lowest and highest value of each component of an action, float64 `[D]`."""
+        return self.low.astype(np.float64).ravel(), self.high.astype(np.float64).ravel()
+
     def _inside(self, actions: np.ndarray) -> bool:
         if self.uniform:  # argmin finds NaN, which fails; and it takes a fifth of the time of a reduction
             lowest, highest = actions.item(actions.argmin()), actions.item(actions.argmax())

@@ -79,6 +79,18 @@ def test_every_steps_actions_are_checked():
 
 
 @needs_envpool
+@pytest.mark.parametrize("one_core", [False, True])
+@pytest.mark.parametrize("convert", [np.int8, np.uint8, np.int32, np.int64, lambda x: np.repeat(x, 2)[::2]])
+def test_actions_of_any_integer_type_and_in_strides_step(convert, one_core):
+    pool, other = make_envs("CartPole-v1", 3, seed=1), make_envs("CartPole-v1", 3, seed=1)
+    pool.one_core = one_core
+    pool.reset(), other.reset()
+    for t in range(20):
+        actions = np.array([t, t + 1, 1]) % 2
+        np.testing.assert_array_equal(pool.step(convert(actions))[0], other.step(actions)[0])
+
+
+@needs_envpool
 def test_the_actions_are_copied():
     pool, other = (make_envs("Pendulum-v1", 2, seed=1) for _ in range(2))
     pool.reset(), other.reset()

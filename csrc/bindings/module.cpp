@@ -77,6 +77,7 @@ PYBIND11_MODULE(_C, m) {
   bind_minibatch(m);
   bind_normalize(m);
   bind_mlp(m);
+  bind_envpool(m);
   m.def("philox", &philox, "key"_a, "c0"_a, "c1"_a, "c2"_a, "c3"_a, py::pos_only());
   define<set_num_threads>(m, "set_num_threads", "count");
   m.def("get_num_threads", &cpu::get_num_threads);

@@ -15,6 +15,7 @@ void bind_update(py::module_& m);
 void bind_minibatch(py::module_& m);
 void bind_normalize(py::module_& m);
 void bind_mlp(py::module_& m);
+void bind_envpool(py::module_& m);
 
 // Called within a handler: the C++ exception as Python's.
 void set_python_error();

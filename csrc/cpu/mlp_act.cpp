@@ -6,10 +6,11 @@
 namespace pyppo::cpu::PYPPO_ISA {
 namespace {
 
-constexpr int L = mlp_lanes;
+// Lanes of the block where all rows fit into it: most of a wider one would be computed, and fetched, for nothing.
+constexpr int few_lanes = vector_lanes<float> < 8 ? 8 : vector_lanes<float>;
 
-// Calls body(first, count) for each block of rows.
-template <class F>
+// Calls body(first, count) for each block of L rows.
+template <int L, class F>
 void for_blocks(const Mlp& mlp, int64_t rows, const F& body) {
   const double microseconds = double(rows) * double(Layers(mlp).multiplications()) * 4e-5;
   parallel_for((rows + L - 1) / L, microseconds, [&](int64_t b) {
@@ -18,10 +19,10 @@ void for_blocks(const Mlp& mlp, int64_t rows, const F& body) {
   });
 }
 
-template <class T>
+template <class T, int L>
 void value_of(const MlpValueArgs& a) {
   const int64_t width = Layers(a.mlp).features();
-  for_blocks(a.mlp, a.rows, [&](int64_t first, int64_t count) {
+  for_blocks<L>(a.mlp, a.rows, [&](int64_t first, int64_t count) {
     ForwardBlock<T, L> block(a.mlp);
     block.load(a.obs + first * width, count);
     const T* values = block.critic();
@@ -80,7 +81,7 @@ void send_actions(const MlpActArgs& a, const void* actions, int64_t first, int64
   }
 }
 
-template <template <class, int> class Tile, class T>
+template <template <class, int> class Tile, class T, int L>
 RowErrors act_block(const MlpActArgs& a, int64_t first, int64_t count) {
   const Layers layers(a.mlp);
   const int64_t width = a.dist.width, parts = a.dist.num_parts;
@@ -138,39 +139,50 @@ RowErrors act_block(const MlpActArgs& a, int64_t first, int64_t count) {
   return errors;
 }
 
-template <template <class, int> class Tile, class T>
+template <template <class, int> class Tile, class T, int L>
 RowErrors act_of(const MlpActArgs& a) {
   const Scratch<RowErrors> errors(size_t((a.rows + L - 1) / L));
-  for_blocks(a.mlp, a.rows,
-             [&](int64_t first, int64_t count) { errors.get()[first / L] = act_block<Tile, T>(a, first, count); });
+  for_blocks<L>(a.mlp, a.rows, [&](int64_t first, int64_t count) {
+    errors.get()[first / L] = act_block<Tile, T, L>(a, first, count);
+  });
   for (int64_t b = 0; b * L < a.rows; ++b)
     if (errors.get()[b].distribution >= 0) return errors.get()[b];
   return {};
 }
 
-template <class T>
-RowErrors choose_kind(const MlpActArgs& a) {
+template <class T, int L>
+RowErrors act_kind(const MlpActArgs& a) {
   switch (a.dist.kind) {
     case Distribution::bernoulli:
-      return act_of<BernoulliTile, T>(a);
+      return act_of<BernoulliTile, T, L>(a);
     case Distribution::normal:
-      return act_of<NormalTile, T>(a);
+      return act_of<NormalTile, T, L>(a);
     default:
-      return act_of<CategoricalTile, T>(a);
+      return act_of<CategoricalTile, T, L>(a);
   }
+}
+
+template <class T>
+RowErrors act_type(const MlpActArgs& a) {
+  return a.rows <= few_lanes ? act_kind<T, few_lanes>(a) : act_kind<T, mlp_lanes>(a);
+}
+
+template <class T>
+void value_type(const MlpValueArgs& a) {
+  return a.rows <= few_lanes ? value_of<T, few_lanes>(a) : value_of<T, mlp_lanes>(a);
 }
 
 }  // namespace
 
 void mlp_value(const MlpValueArgs& args) {
   if (args.mlp.dtype == DType::f64)
-    value_of<double>(args);
+    value_type<double>(args);
   else
-    value_of<float>(args);
+    value_type<float>(args);
 }
 
 RowErrors mlp_act(const MlpActArgs& args) {
-  return args.mlp.dtype == DType::f64 ? choose_kind<double>(args) : choose_kind<float>(args);
+  return args.mlp.dtype == DType::f64 ? act_type<double>(args) : act_type<float>(args);
 }
 
 }  // namespace pyppo::cpu::PYPPO_ISA

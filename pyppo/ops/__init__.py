@@ -26,6 +26,8 @@ __all__ = [
     "LossGrads",
     "LossMetrics",
     "MlpEngine",
+    "PoolReader",
+    "PoolSender",
     "Sample",
     "adam",
     "build_info",
@@ -45,3 +47,9 @@ __all__ = [
 
 MlpEngine = _C.MlpEngine
 """An MLP policy's forward pass, sampling and whole update on the CPU; `pyppo.engines.native_engine` drives it."""
+
+PoolReader = _C.PoolReader
+"""EnvPool's answers written to where a rollout keeps them; `pyppo.envpool_envs` drives it."""
+
+PoolSender = _C.PoolSender
+"""Actions checked, copied and sent to EnvPool; `pyppo.envpool_envs` drives it."""
