@@ -162,7 +162,8 @@ class EnvPoolVectorEnv(VectorEnv):
         def ends(x: np.ndarray, state: list[np.ndarray]) -> np.ndarray:
             return finite_ends(x, state[done] > state[cut])
 
-        receive = PoolReader(self._recv, flags, observations, done, ends).read
+        # Through `self`, or a closed pool would live on, and be waited for.
+        receive = PoolReader(lambda: self._recv(), flags, observations, done, ends).read
         raw, over = columns.episode_rewards, columns.episode_over
         if raw is None or over is None:
             return receive
@@ -182,7 +183,8 @@ class EnvPoolVectorEnv(VectorEnv):
 
     def close_extras(self, **kwargs: Any) -> None:
         """Let the pool go; its threads end with it."""
-        self._pool, self._send, self._recv = None, self._closed, self._closed  # `_guard` keeps from the sender
+        self._pool, self._send, self._recv = None, self._closed, self._closed
+        self._sender = PoolSender(self._closed, self._message, self._actions, *self._check.bounds())
 
     def _observation(self, state: list[np.ndarray]) -> Any:
         if self._obs is None:

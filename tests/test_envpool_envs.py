@@ -1,8 +1,10 @@
 """EnvPool's environments: the adapter, how they are made, and what is refused."""
 
+import gc
 import importlib.util
 import os
 import sys
+import weakref
 
 import gymnasium as gym
 import numpy as np
@@ -12,6 +14,7 @@ from gymnasium.vector import VectorEnv
 import pyppo
 from pyppo import Config
 from pyppo.checkpoint import parameter_sha256
+from pyppo.contract import Columns
 from pyppo.envpool_envs import EnvPoolVectorEnv, auto_threads, list_envs, make_envs
 from pyppo.envs import EnvGroup
 
@@ -88,6 +91,21 @@ def test_actions_of_any_integer_type_and_in_strides_step(convert, one_core):
     for t in range(20):
         actions = np.array([t, t + 1, 1]) % 2
         np.testing.assert_array_equal(pool.step(convert(actions))[0], other.step(actions)[0])
+
+
+@needs_envpool
+def test_closed_environments_are_neither_waited_for_nor_kept():
+    columns = Columns({"obs": np.zeros((2, 3, 4))}, np.zeros((1, 3)), *np.zeros((2, 1, 3), bool), None, None)
+    pool = make_envs("CartPole-v1", 3, seed=1)
+    receive, made = pool.receiver(columns), weakref.ref(pool._pool)
+    pool.reset()
+    pool.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        receive(0)
+    with pytest.raises(RuntimeError, match="closed"):
+        pool.send(np.ones(3, np.int64))
+    gc.collect()
+    assert made() is None
 
 
 @needs_envpool
