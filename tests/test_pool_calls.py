@@ -61,6 +61,7 @@ def test_broken_ends_columns_of_other_kinds_and_arrays_in_strides():
     state = answer(rng, "float64", done=True)
     state[3][0] = np.nan  # terminated; row 2 was cut off
     state[3] = np.asfortranarray(state[3])
+    state[1] = np.repeat(state[1], 2)[::2]
     column, strided = Written(), np.zeros((T + 1, 4, N), np.float32).transpose(0, 2, 1)
     flags = [(Written(), i) for i in range(3)]
     reader = PoolReader(lambda: tuple(state), flags, [(column, 3), (strided, 3)], 1, ends)
