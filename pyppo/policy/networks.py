@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from itertools import pairwise
 
 import torch
@@ -35,15 +36,22 @@ def hidden_layers(inputs: int, hidden: Sequence[int], activation: str, generator
 
 def linear(fan_in: int, fan_out: int, gain: float, generator: torch.Generator) -> nn.Linear:
     """A layer of orthogonal weights and zero biases."""
-    layer = nn.utils.skip_init(nn.Linear, fan_in, fan_out)
+    with _generator_untouched():
+        layer = nn.Linear(fan_in, fan_out, device="cpu")
     _initialize(layer, gain, generator)
     return layer
 
 
 def _convolution(channels: int, filters: int, size: int, stride: int, generator: torch.Generator) -> nn.Conv2d:
-    layer = nn.utils.skip_init(nn.Conv2d, channels, filters, size, stride=stride)
+    with _generator_untouched():
+        layer = nn.Conv2d(channels, filters, size, stride=stride, device="cpu")
     _initialize(layer, _GAIN, generator)
     return layer
+
+
+def _generator_untouched() -> AbstractContextManager[None]:
+    """For torch's own initial weights, which are not kept: `skip_init` would draw none, but imports SymPy (0.8 s)."""
+    return torch.random.fork_rng(devices=[])
 
 
 def _initialize(layer: nn.Linear | nn.Conv2d, gain: float, generator: torch.Generator) -> None:
