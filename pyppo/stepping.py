@@ -115,7 +115,7 @@ _MAKING_SECONDS = 0.3
 """What making the trial's environments may take in all; where it would be longer, the trial has fewer of them."""
 _TRIAL_SHARE = 0.02
 """What a trial may take of the time that stepping will take in all, as its first round says."""
-_TRIAL_SECONDS = (0.1, 1.0)
+_TRIAL_SECONDS = (0.1, 3.0)
 """The least and the most that a trial takes, its first round apart."""
 _SEVERAL = (2, 4, 8)
 """Numbers of groups to try. Of more at once, each would wait for Python's interpreter, which a step needs for 30 us."""
