@@ -54,6 +54,18 @@ void launch(const char* name, void (*kernel)(Parameters...), int64_t blocks, int
   throw std::runtime_error(std::string("the CUDA kernel ") + name + " did not launch: " + cudaGetErrorString(status));
 }
 
+inline void launch_zero(void* memory, size_t bytes, Stream stream) {
+  const cudaError_t status = cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream));
+  if (status == cudaSuccess) return;
+  cudaGetLastError();
+  throw std::runtime_error(std::string("the CUDA device's memory was not set: ") + cudaGetErrorString(status));
+}
+
+// A count on the device for a launch that is about to go to `stream`, 0 before it and, by `last_block`, after it: the
+// stream's own, since its launches follow one another, or where the launch is captured, its own for good. Defined in
+// device.cu.
+unsigned* arrivals(Stream stream);
+
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <class T>

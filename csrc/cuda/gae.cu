@@ -4,7 +4,7 @@
 // in registers, so memory is read once: it first runs its rows from an empty carry, which gives what they do to any
 // carry (a CarryMap); a scan over the tile's threads tells it the carry that really arrives; then it runs its rows
 // again. Few columns and many rows: the tiles are divided into spans, and a first kernel finds each span's map. Moments
-// are summed up beside that; where there are several blocks, one more launch merges theirs.
+// are summed up beside that; where there are several blocks, the last one merges what all have.
 #include "../math/gae_step.h"
 #include "../math/moments.h"
 #include "reduce.cuh"
@@ -44,8 +44,9 @@ struct GaeKernelArgs {
   const uint8_t *terminated, *truncated, *valid;
   T *advantages, *returns;
   CarryMap<T>* maps;            // [spans, num_envs]; that of span 0 is not needed
-  double* moments;              // [2, num_gae_moments], what one block has; nullable
+  double* moments;              // [2, num_gae_moments], nullable
   BlockMoments* block_moments;  // [blocks], null where there is one block
+  unsigned* arrivals;           // for the last of several blocks
   int64_t num_steps, num_envs;
   T gamma, gamma_lambda;
   int column_bits;  // log2 of the strip's columns
@@ -184,6 +185,20 @@ __device__ BlockMoments merge_all(const math::Moments (&x)[2], int threads) {
   return all;
 }
 
+// Of all blocks, in their order.
+__device__ BlockMoments merge_blocks(const BlockMoments* from, int64_t blocks) {
+  math::Moments moments[2] = {};
+  for (int64_t i = threadIdx.x; i < blocks; i += blockDim.x) {
+    const double count = other_blocks(&from[i].count);
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      const math::Moments m{count, other_blocks(&from[i].mean[k]), other_blocks(&from[i].squares[k])};
+      moments[k] = math::merge(moments[k], m);
+    }
+  }
+  return merge_all<max_threads>(moments, blockDim.x);
+}
+
 __device__ void store_moments(double* to, const BlockMoments& m) {
 #pragma unroll
   for (int k = 0; k < 2; ++k) {
@@ -282,30 +297,15 @@ __global__ __launch_bounds__(max_threads, has_final || has_moments
     }
   }
   if (has_moments) {
-    const BlockMoments all = merge_all<max_threads>(moments, blockDim.x);
-    if (threadIdx.x == 0 && a.block_moments != nullptr) a.block_moments[blockIdx.x] = all;
-    if (threadIdx.x == 0 && a.block_moments == nullptr) store_moments(a.moments, all);
+    BlockMoments all = merge_all<max_threads>(moments, blockDim.x);
+    if (a.block_moments != nullptr) {
+      if (threadIdx.x == 0) a.block_moments[blockIdx.x] = all;
+      if (!last_block(a.arrivals)) return;
+      all = merge_blocks(a.block_moments, gridDim.x);
+    }
+    if (threadIdx.x == 0) store_moments(a.moments, all);
   }
   if (summarize && chunk == 0 && column < a.num_envs) a.maps[span * a.num_envs + column] = whole;
-}
-
-constexpr int finish_threads = 256;
-
-// What all blocks have; `blocks` may be 0.
-__global__ __launch_bounds__(finish_threads) void finish_kernel(const BlockMoments* __restrict__ from, int64_t blocks,
-                                                                double* __restrict__ to) {
-  math::Moments moments[2] = {};
-  for (int64_t i = threadIdx.x; i < blocks; i += finish_threads) {
-    const BlockMoments m = from[i];
-#pragma unroll
-    for (int k = 0; k < 2; ++k) moments[k] = math::merge(moments[k], {m.count, m.mean[k], m.squares[k]});
-  }
-  const BlockMoments all = merge_all<finish_threads>(moments, finish_threads);
-  if (threadIdx.x == 0) store_moments(to, all);
-}
-
-void launch_finish(const BlockMoments* from, int64_t blocks, double* to, Stream stream) {
-  launch("gae (moments)", finish_kernel, 1, finish_threads, 0, stream, from, blocks, to);
 }
 
 // How a rollout's shape is divided; of the shape alone, so that the same input gives the same bits on any device.
@@ -374,6 +374,7 @@ void launch_gae(const GaeArgs& args, void* workspace, Stream stream) {
   const bool merges = p.moment_bytes(args) > 0;
   a.block_moments =
       merges ? reinterpret_cast<BlockMoments*>(static_cast<char*>(workspace) + p.map_bytes(args)) : nullptr;
+  a.arrivals = merges ? arrivals(stream) : nullptr;
   const auto launch_with = [&](auto final_type, auto moments_type) {
     constexpr bool has_final = decltype(final_type)::value, has_moments = decltype(moments_type)::value;
     if (p.spans > 1)
@@ -390,7 +391,6 @@ void launch_gae(const GaeArgs& args, void* workspace, Stream stream) {
     launch_final(std::true_type{});
   else
     launch_final(std::false_type{});
-  if (merges) launch_finish(a.block_moments, p.blocks(), args.moments, stream);
 }
 
 }  // namespace
@@ -403,7 +403,7 @@ size_t gae_workspace(const GaeArgs& args) {
 
 void gae(const GaeArgs& args, void* workspace, Stream stream) {
   if (is_empty(args)) {
-    if (args.moments != nullptr) launch_finish(nullptr, 0, args.moments, stream);
+    if (args.moments != nullptr) launch_zero(args.moments, 2 * num_gae_moments * sizeof(double), stream);
     return;
   }
   dispatch(args.dtype, [&](auto type) { launch_gae<typename decltype(type)::type>(args, workspace, stream); });

@@ -1,4 +1,4 @@
-// The launches around a loss kernel: the moments of a large batch before it, the metrics after it.
+// What lies around a loss kernel: the moments of a large batch before it, the metrics after it.
 #include "../loss_options.h"
 #include "loss.cuh"
 
@@ -9,7 +9,7 @@ namespace pyppo::cuda {
 namespace {
 
 constexpr int moment_threads = 256;
-constexpr int finish_warps = 32;
+constexpr int64_t last_block_sums = 8192;  // as many as one block adds up in about the time that a launch takes
 
 // Each block takes one stretch of rows.
 template <class T>
@@ -21,49 +21,11 @@ __global__ __launch_bounds__(moment_threads) void moments_kernel(const __grid_co
   if (threadIdx.x == 0) moments[blockIdx.x] = found;
 }
 
-__device__ void store_as(DType dtype, void* to, int64_t i, double x) {
-  if (dtype == DType::f64)
-    static_cast<double*>(to)[i] = x;
-  else if (dtype == DType::f16)
-    static_cast<__half*>(to)[i] = __half(float(x));
-  else if (dtype == DType::bf16)
-    static_cast<__nv_bfloat16*>(to)[i] = __nv_bfloat16(float(x));
-  else
-    static_cast<float*>(to)[i] = float(x);
-}
-
+// Each block takes one group of columns.
 template <class T>
-__device__ void store_stats(const LossView<T>& loss, const LossScale& scale, const double* sums) {
-  for (int k = 0; k < num_sums; ++k) loss.stats[stat_policy + k] = T(sums[k] * scale.inverse_denominator);
-  const double total = sums[0] + loss.vf_coef * sums[1] - loss.ent_coef * sums[2];
-  loss.stats[stat_loss] = T(total * scale.inverse_denominator);
-  loss.stats[stat_denominator] = T(scale.denominator);
-}
-
-// Sums the columns of partial [parts, columns], a lane a column: each warp takes every 32nd row, then warp 0 adds up.
-template <class T>
-__global__ __launch_bounds__(finish_warps* warp_size) void finish_kernel(const __grid_constant__ LossView<T> loss,
-                                                                         const double* __restrict__ partial,
-                                                                         int64_t parts, int64_t columns,
-                                                                         void* d_log_std, DType log_std_dtype) {
-  __shared__ double sums[finish_warps][warp_size];
-  const int lane = threadIdx.x % warp_size, warp = threadIdx.x / warp_size;
-  const int64_t column = int64_t(blockIdx.x) * warp_size + lane;
-  double sum = 0;
-  if (column < columns) {
-#pragma unroll 4
-    for (int64_t part = warp; part < parts; part += finish_warps) sum += partial[part * columns + column];
-  }
-  sums[warp][lane] = sum;
-  const LossScale scale = loss_scale<finish_warps * warp_size>(loss);
-  __syncthreads();
-  if (warp == 0) {
-    for (int other = 1; other < finish_warps; ++other) sum += sums[other][lane];
-    if (column >= num_sums && column < columns) store_as(log_std_dtype, d_log_std, column - num_sums, sum);
-    sums[0][lane] = sum;
-    __syncwarp();
-    if (blockIdx.x == 0 && lane == 0) store_stats(loss, scale, sums[0]);
-  }
+__global__ __launch_bounds__(loss_threads) void finish_kernel(const __grid_constant__ LossView<T> loss,
+                                                              const __grid_constant__ PartialSums partial) {
+  finish_columns(loss, loss_scale(loss), partial, blockIdx.x);
 }
 
 }  // namespace
@@ -111,18 +73,30 @@ void launch_moments(const LossView<T>& loss, Stream stream) {
          const_cast<BatchMoments*>(loss.moments));
 }
 
+PartialSums partial_sums(const LossPlan& plan, void* workspace, void* d_log_std, DType log_std_dtype, Stream stream) {
+  PartialSums partial;
+  partial.sums = reinterpret_cast<double*>(static_cast<BatchMoments*>(workspace) + plan.num_moments);
+  partial.parts = plan.parts;
+  partial.columns = plan.columns;
+  partial.d_log_std = d_log_std;
+  partial.log_std_dtype = log_std_dtype;
+  const bool by_last_block = plan.parts > 0 && plan.parts * plan.columns <= last_block_sums;
+  partial.arrivals = by_last_block ? arrivals(stream) : nullptr;
+  return partial;
+}
+
 template <class T>
-void launch_finish(const LossView<T>& loss, const LossPlan& plan, void* workspace, void* d_log_std, DType log_std_dtype,
-                   Stream stream) {
-  launch("loss (metrics)", finish_kernel<T>, ceil_div(plan.columns, warp_size), finish_warps * warp_size, 0, stream,
-         loss, plan.partial_sums(workspace), plan.parts, plan.columns, d_log_std, log_std_dtype);
+void launch_finish(const LossView<T>& loss, const PartialSums& partial, Stream stream) {
+  if (partial.arrivals != nullptr) return;
+  launch("loss (metrics)", finish_kernel<T>, ceil_div(partial.columns, num_sums), loss_threads, 0, stream, loss,
+         partial);
 }
 
 template LossView<float> loss_view(const LossArgs&, const LossPlan&, void*);
 template LossView<double> loss_view(const LossArgs&, const LossPlan&, void*);
 template void launch_moments(const LossView<float>&, Stream);
 template void launch_moments(const LossView<double>&, Stream);
-template void launch_finish(const LossView<float>&, const LossPlan&, void*, void*, DType, Stream);
-template void launch_finish(const LossView<double>&, const LossPlan&, void*, void*, DType, Stream);
+template void launch_finish(const LossView<float>&, const PartialSums&, Stream);
+template void launch_finish(const LossView<double>&, const PartialSums&, Stream);
 
 }  // namespace pyppo::cuda

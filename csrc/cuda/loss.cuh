@@ -1,9 +1,10 @@
 // What every PPO loss does around its log-probs: weights, advantage normalisation, the surrogate with its derivatives,
 // the value gradient, and the sums that become the metrics.
 //
-// Two launches: the loss with its gradients, and one that adds up what its blocks or warps left in the workspace. Where
-// a weight sum or a normalisation needs the whole batch's moments, each block sums up those of a small batch by itself;
-// those of a large one are one launch more, before. Each adds in a fixed order, in double.
+// One launch: the loss with its gradients, whose last block adds up what all blocks or warps left in the workspace;
+// many such sums are added up by more blocks, in a launch after it. Where a weight sum or a normalisation needs the
+// whole batch's moments, each block sums up those of a small batch by itself; those of a large one are a launch before.
+// Each adds in a fixed order, in double.
 #pragma once
 
 #include <math.h>
@@ -13,7 +14,8 @@
 
 namespace pyppo::cuda {
 
-constexpr int num_sums = 6;  // policy, value, entropy, approx_kl, clipped, kl: LossStat from stat_policy on
+constexpr int loss_threads = 128;  // of a block
+constexpr int num_sums = 6;        // policy, value, entropy, approx_kl, clipped, kl: LossStat from stat_policy on
 constexpr int moment_blocks = 256;
 // A batch up to this is read by every block, mostly from caches: about as long as a launch takes.
 constexpr int64_t own_moments_rows = 4096;
@@ -89,35 +91,35 @@ __device__ inline BatchMoments stretch_moments(const LossView<T>& loss, int64_t 
 }
 
 // The same from what the blocks of a launch before have.
-template <int threads, class T>
+template <class T>
 __device__ inline BatchMoments merged_moments(const LossView<T>& loss) {
   double sums[3] = {};  // rows, weights, advantages
-  for (int i = threadIdx.x; i < loss.num_moments; i += threads) {
+  for (int i = threadIdx.x; i < loss.num_moments; i += loss_threads) {
     const BatchMoments m = loss.moments[i];
     sums[0] += m.rows;
     sums[1] += m.weight_sum;
     sums[2] += m.rows * m.mean;
   }
-  block_sum<threads>(sums);
+  block_sum<loss_threads>(sums);
   const double mean = sums[0] > 0 ? sums[2] / sums[0] : 0.0;
   double squares[1] = {};
   if (loss.normalize_advantages) {
-    for (int i = threadIdx.x; i < loss.num_moments; i += threads) {
+    for (int i = threadIdx.x; i < loss.num_moments; i += loss_threads) {
       const BatchMoments m = loss.moments[i];
       squares[0] += m.squared_deviations + m.rows * (m.mean - mean) * (m.mean - mean);
     }
-    block_sum<threads>(squares);
+    block_sum<loss_threads>(squares);
   }
   return {sums[0], sums[1], mean, squares[0]};
 }
 
 // Every thread of the block must call it, and gets the same bits in each block.
-template <int threads, class T>
+template <class T>
 __device__ inline LossScale loss_scale(const LossView<T>& loss) {
   LossScale out{double(loss.batch), 0.0, 0.0, 1.0};
   if (loss.own_moments || loss.num_moments > 0) {
     const BatchMoments all =
-        loss.own_moments ? stretch_moments<threads>(loss, 0, loss.batch) : merged_moments<threads>(loss);
+        loss.own_moments ? stretch_moments<loss_threads>(loss, 0, loss.batch) : merged_moments(loss);
     out.denominator = all.weight_sum;
     if (loss.normalize_advantages && all.rows >= 2) {
       out.advantage_mean = all.mean;
@@ -162,6 +164,68 @@ __device__ inline void store_sums(double* to, const double (&sums)[num_sums]) {
   for (int k = 0; k < num_sums; ++k) to[k] = sums[k];
 }
 
+// --- what becomes of the sums ----------------------------------------------------------------------------------------
+
+// What a loss kernel's blocks or warps leave, and where it goes.
+struct PartialSums {
+  double* sums;  // [parts, columns]: num_sums, then a shared log_std's gradient
+  int64_t parts, columns;
+  void* d_log_std;  // nullable
+  DType log_std_dtype;
+  unsigned* arrivals;  // for the last block to add them up; null: a launch of its own does
+};
+
+__device__ inline void store_as(DType dtype, void* to, int64_t i, double x) {
+  if (dtype == DType::f64)
+    static_cast<double*>(to)[i] = x;
+  else if (dtype == DType::f16)
+    static_cast<__half*>(to)[i] = __half(float(x));
+  else if (dtype == DType::bf16)
+    static_cast<__nv_bfloat16*>(to)[i] = __nv_bfloat16(float(x));
+  else
+    static_cast<float*>(to)[i] = float(x);
+}
+
+template <class T>
+__device__ inline void store_stats(const LossView<T>& loss, const LossScale& scale, const double (&sums)[num_sums]) {
+#pragma unroll
+  for (int k = 0; k < num_sums; ++k) loss.stats[stat_policy + k] = T(sums[k] * scale.inverse_denominator);
+  const double total = sums[0] + loss.vf_coef * sums[1] - loss.ent_coef * sums[2];
+  loss.stats[stat_loss] = T(total * scale.inverse_denominator);
+  loss.stats[stat_denominator] = T(scale.denominator);
+}
+
+// Adds up a group of num_sums columns over the parts, and stores the metrics (group 0) or so much of a shared log_std's
+// gradient. Every thread of the block must call it.
+template <class T>
+__device__ inline void finish_columns(const LossView<T>& loss, const LossScale& scale, const PartialSums& partial,
+                                      int64_t group) {
+  const int64_t first = group * num_sums;
+  const int count = int(smaller<int64_t>(num_sums, partial.columns - first));
+  double sums[num_sums] = {};
+#pragma unroll 1
+  for (int64_t part = threadIdx.x; part < partial.parts; part += loss_threads) {
+    const double* from = partial.sums + part * partial.columns + first;
+#pragma unroll
+    for (int k = 0; k < num_sums; ++k)
+      if (k < count) sums[k] += other_blocks(from + k);
+  }
+  block_sum<loss_threads>(sums);
+  if (threadIdx.x != 0) return;
+  if (group == 0) return store_stats(loss, scale, sums);
+#pragma unroll
+  for (int k = 0; k < num_sums; ++k)
+    if (k < count) store_as(partial.log_std_dtype, partial.d_log_std, first + k - num_sums, sums[k]);
+}
+
+// The end of a loss kernel. Every thread of the block must call it.
+template <class T>
+__device__ inline void finish_loss(const LossView<T>& loss, const LossScale& scale, const PartialSums& partial) {
+  if (partial.arrivals == nullptr || !last_block(partial.arrivals)) return;
+#pragma unroll 1
+  for (int64_t group = 0; group * num_sums < partial.columns; ++group) finish_columns(loss, scale, partial, group);
+}
+
 // --- host side, in loss.cu -------------------------------------------------------------------------------------------
 
 // The loss' workspace: the moments, then rows of partial sums.
@@ -172,9 +236,6 @@ struct LossPlan {
   int64_t columns;  // of a row: num_sums, then a shared log_std's gradient [D]
 
   size_t bytes() const { return size_t(num_moments) * sizeof(BatchMoments) + size_t(parts * columns) * sizeof(double); }
-  double* partial_sums(void* workspace) const {
-    return reinterpret_cast<double*>(static_cast<BatchMoments*>(workspace) + num_moments);
-  }
 };
 
 LossPlan loss_plan(const LossArgs& args, int64_t parts, int64_t shared_log_stds);
@@ -186,9 +247,11 @@ LossView<T> loss_view(const LossArgs& args, const LossPlan& plan, void* workspac
 template <class T>
 void launch_moments(const LossView<T>& loss, Stream stream);
 
-// The metrics, and the gradient of a shared log_std where the plan has columns for it.
+// d_log_std: the gradient of a shared log_std, where the plan has columns for it.
+PartialSums partial_sums(const LossPlan& plan, void* workspace, void* d_log_std, DType log_std_dtype, Stream stream);
+
+// Adds up the sums, where the loss kernel has not done it.
 template <class T>
-void launch_finish(const LossView<T>& loss, const LossPlan& plan, void* workspace, void* d_log_std, DType log_std_dtype,
-                   Stream stream);
+void launch_finish(const LossView<T>& loss, const PartialSums& partial, Stream stream);
 
 }  // namespace pyppo::cuda

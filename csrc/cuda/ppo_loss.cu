@@ -4,8 +4,7 @@
 namespace pyppo::cuda {
 namespace {
 
-constexpr int threads = 128;
-constexpr int warps = threads / warp_size;
+constexpr int warps = loss_threads / warp_size;
 constexpr int64_t max_blocks = 1024;  // of tiles
 constexpr int64_t max_warps = 2048;   // of rows; each leaves partial sums
 constexpr int64_t max_partial_sums = 4 << 20;
@@ -188,8 +187,7 @@ struct PpoKernelArgs {
   const N* values;
   N* d_values;
   ErrorFlags errors;
-  double* partial;  // [parts, columns]
-  int64_t columns;
+  PartialSums partial;  // a part a block of tiles, or a warp
   int tile_rows;
 };
 
@@ -223,11 +221,11 @@ __device__ void add_columns(const Tile<T>& tile, int slot, int count, double& ke
 
 // Narrow rows: a thread a row.
 template <class Dist, class T, class N>
-__global__ __launch_bounds__(threads, sizeof(T) == 4
-                                          ? 6
-                                          : 4) void tile_kernel(const __grid_constant__ PpoKernelArgs<Dist, T, N> a) {
+__global__ __launch_bounds__(loss_threads,
+                             sizeof(T) == 4 ? 6
+                                            : 4) void tile_kernel(const __grid_constant__ PpoKernelArgs<Dist, T, N> a) {
   const Tile<T> tile{dynamic_shared<T>(), a.tile_rows, a.dist.width};
-  const LossScale scale = loss_scale<threads>(a.loss);
+  const LossScale scale = loss_scale(a.loss);
   double sums[num_sums] = {}, log_std_sum = 0;
   const int64_t step = int64_t(gridDim.x) * tile.rows;
   for (int64_t first = int64_t(blockIdx.x) * tile.rows; first < a.loss.batch; first += step) {
@@ -240,27 +238,30 @@ __global__ __launch_bounds__(threads, sizeof(T) == 4
     if (a.dist.shares_log_std()) add_columns(tile, 1, count, log_std_sum);
     __syncthreads();
   }
-  block_sum<threads>(sums);
-  double* partial = a.partial + blockIdx.x * a.columns;
+  block_sum<loss_threads>(sums);
+  double* partial = a.partial.sums + blockIdx.x * a.partial.columns;
   if (threadIdx.x == 0) store_sums(partial, sums);
   const int column = threadIdx.x / warp_size + threadIdx.x % warp_size * warps;
   if (a.dist.shares_log_std() && column < a.dist.width) partial[num_sums + column] = log_std_sum;
+  finish_loss(a.loss, scale, a.partial);
 }
 
 // Wide rows: a warp a row.
 template <class Dist, class T, class N>
-__global__ __launch_bounds__(threads, sizeof(T) == 4
-                                          ? 6
-                                          : 4) void warp_kernel(const __grid_constant__ PpoKernelArgs<Dist, T, N> a) {
-  const LossScale scale = loss_scale<threads>(a.loss);
+__global__ __launch_bounds__(loss_threads,
+                             sizeof(T) == 4 ? 6
+                                            : 4) void warp_kernel(const __grid_constant__ PpoKernelArgs<Dist, T, N> a) {
+  const LossScale scale = loss_scale(a.loss);
   const int64_t warp = int64_t(blockIdx.x) * warps + threadIdx.x / warp_size, step = int64_t(gridDim.x) * warps;
-  double* partial = a.partial + warp * a.columns;
+  double* partial = a.partial.sums + warp * a.partial.columns;
   double* log_std_sums = partial + num_sums;
-  for (int64_t j = num_sums + Warp::lane(); j < a.columns; j += warp_size) partial[j] = 0;  // this lane adds to it
+  for (int64_t j = num_sums + Warp::lane(); j < a.partial.columns; j += warp_size)
+    partial[j] = 0;  // this lane adds to it
   double sums[num_sums] = {};
   for (int64_t row = warp; row < a.loss.batch; row += step)
     row_loss<Warp>(a, scale, row, a.dist.direct_row(row, log_std_sums), sums);
   if (Warp::lane() == 0) store_sums(partial, sums);
+  finish_loss(a.loss, scale, a.partial);
 }
 
 // Which kernel, and how much of it; of the shapes alone, so that the same input gives the same bits on any device.
@@ -279,7 +280,7 @@ PpoPlan plan_for(const PpoLossArgs& args) {
   const int64_t log_stds = shared_log_std ? width : 0;
   const int slots = Dist<T, T>::slots(args.old_logits != nullptr || args.old_mean != nullptr);
   PpoPlan p;
-  p.tile_rows = tile_rows<T>(threads, slots, width, many_parts ? thread_parts_width : thread_width);
+  p.tile_rows = tile_rows<T>(loss_threads, slots, width, many_parts ? thread_parts_width : thread_width);
   p.shared_bytes = p.tile_rows > 0 ? Tile<T>::bytes(slots, p.tile_rows, int(width)) : 0;
   if (p.tile_rows > 0) {
     p.blocks = smaller(max_blocks, ceil_div(batch, p.tile_rows));
@@ -314,17 +315,16 @@ void launch_loss(const PpoLossArgs& args, const Dist& dist, void* workspace, int
   a.values = static_cast<const N*>(args.loss.values);
   a.d_values = static_cast<N*>(args.loss.d_values);
   a.errors = {errors};
-  a.partial = p.loss.partial_sums(workspace);
-  a.columns = p.loss.columns;
+  a.partial = partial_sums(p.loss, workspace, args.d_log_std, args.loss.network_dtype, stream);
   a.tile_rows = p.tile_rows;
   launch_moments(a.loss, stream);
   if (p.blocks > 0) {
     if (p.tile_rows > 0)
-      launch("ppo_loss", tile_kernel<Dist, T, N>, p.blocks, threads, p.shared_bytes, stream, a);
+      launch("ppo_loss", tile_kernel<Dist, T, N>, p.blocks, loss_threads, p.shared_bytes, stream, a);
     else
-      launch("ppo_loss (wide)", warp_kernel<Dist, T, N>, p.blocks, threads, 0, stream, a);
+      launch("ppo_loss (wide)", warp_kernel<Dist, T, N>, p.blocks, loss_threads, 0, stream, a);
   }
-  launch_finish(a.loss, p.loss, workspace, args.d_log_std, args.loss.network_dtype, stream);
+  launch_finish(a.loss, a.partial, stream);
 }
 
 template <class T, class N>

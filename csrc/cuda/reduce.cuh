@@ -45,6 +45,25 @@ __device__ inline void block_sum(double (&x)[K], int threads) {
   __syncthreads();  // the next call writes `partial` again
 }
 
+// Whether this block is the last one of its launch to come here. To it, all that any block wrote to global memory
+// before is visible, read by `other_blocks`. Every thread of the block must call it, at the kernel's end. Which block
+// is last decides nothing but who goes on: it must not show in what that one computes.
+__device__ inline bool last_block(unsigned* arrivals) {
+  __shared__ bool last;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    last = atomicAdd(arrivals, 1u) == gridDim.x - 1;
+    if (last) *arrivals = 0;
+    __threadfence();
+  }
+  __syncthreads();
+  return last;
+}
+
+// From the cache that all multiprocessors share: the nearer one may hold what was there before.
+__device__ inline double other_blocks(const double* x) { return __ldcg(x); }
+
 template <int threads, int K>
 __device__ inline void block_sum(double (&x)[K]) {
   block_sum<threads>(x, threads);

@@ -4,7 +4,6 @@
 namespace pyppo::cuda {
 namespace {
 
-constexpr int threads = 128;
 constexpr int64_t max_blocks = 1024;
 
 template <class T, class N>
@@ -12,7 +11,7 @@ struct SurrogateKernelArgs {
   LossView<T> loss;
   const N *logp, *entropy, *kl, *values;
   N *d_logp, *d_entropy, *d_kl, *d_values;
-  double* partial;  // [blocks, num_sums]
+  PartialSums partial;  // a part a block
 };
 
 template <class T, class N>
@@ -26,11 +25,11 @@ __device__ void store_if(N* to, int64_t i, T x) {
 }
 
 template <class T, class N>
-__global__ __launch_bounds__(threads) void surrogate_kernel(const __grid_constant__ SurrogateKernelArgs<T, N> a) {
-  const LossScale scale = loss_scale<threads>(a.loss);
+__global__ __launch_bounds__(loss_threads) void surrogate_kernel(const __grid_constant__ SurrogateKernelArgs<T, N> a) {
+  const LossScale scale = loss_scale(a.loss);
   double sums[num_sums] = {};
-  for (int64_t row = int64_t(blockIdx.x) * threads + threadIdx.x; row < a.loss.batch;
-       row += int64_t(gridDim.x) * threads) {
+  for (int64_t row = int64_t(blockIdx.x) * loss_threads + threadIdx.x; row < a.loss.batch;
+       row += int64_t(gridDim.x) * loss_threads) {
     const T weight = row_weight(a.loss, row);
     SampleGradient<T> g{T(0), T(0), T(0)};
     T d_value = T(0);
@@ -42,12 +41,13 @@ __global__ __launch_bounds__(threads) void surrogate_kernel(const __grid_constan
     store_if(a.d_kl, row, g.kl);
     store_if(a.d_values, row, d_value);
   }
-  block_sum<threads>(sums);
-  if (threadIdx.x == 0) store_sums(a.partial + int64_t(blockIdx.x) * num_sums, sums);
+  block_sum<loss_threads>(sums);
+  if (threadIdx.x == 0) store_sums(a.partial.sums + int64_t(blockIdx.x) * num_sums, sums);
+  finish_loss(a.loss, scale, a.partial);
 }
 
 LossPlan plan(const SurrogateLossArgs& args) {
-  return loss_plan(args.loss, smaller(max_blocks, ceil_div(args.loss.batch, threads)), 0);
+  return loss_plan(args.loss, smaller(max_blocks, ceil_div(args.loss.batch, loss_threads)), 0);
 }
 
 template <class T, class N>
@@ -63,10 +63,10 @@ void launch_surrogate(const SurrogateLossArgs& args, void* workspace, Stream str
   a.d_entropy = static_cast<N*>(args.d_entropy);
   a.d_kl = static_cast<N*>(args.d_kl);
   a.d_values = static_cast<N*>(args.loss.d_values);
-  a.partial = p.partial_sums(workspace);
+  a.partial = partial_sums(p, workspace, nullptr, args.loss.dtype, stream);
   launch_moments(a.loss, stream);
-  if (p.parts > 0) launch("surrogate_loss", surrogate_kernel<T, N>, p.parts, threads, 0, stream, a);
-  launch_finish(a.loss, p, workspace, nullptr, args.loss.dtype, stream);
+  if (p.parts > 0) launch("surrogate_loss", surrogate_kernel<T, N>, p.parts, loss_threads, 0, stream, a);
+  launch_finish(a.loss, a.partial, stream);
 }
 
 }  // namespace

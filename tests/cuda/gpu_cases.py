@@ -177,6 +177,7 @@ KERNELS: dict[str, Callable[[str], Kernel]] = {
     "loss, bernoulli": lambda device: loss_kernel("bernoulli", 1021, 7, device),
     "loss, normal": lambda device: loss_kernel("normal", 1021, 6, device),
     "loss, normal, wide": lambda device: loss_kernel("normal", 3001, 65, device),
+    "loss, normal, more sums than a block adds up": lambda device: loss_kernel("normal", 60_003, 31, device),
     "loss, normal, KL": lambda device: loss_kernel("normal", 300, 17, device, objective="kl", kl_coef=0.5),
     "surrogate loss": lambda device: surrogate_kernel(40_003, device),
     "sample, categorical": lambda device: sample_kernel("categorical", 1021, 6, device),

@@ -64,6 +64,27 @@ def test_capture_and_replay(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", KERNELS)
+def test_launches_on_other_streams_and_replays_do_not_disturb(name: str) -> None:
+    """Whichever block of a launch is last finishes it: launches at the same time must not count each other's."""
+    kernel = KERNELS[name](DEVICE)
+    expected = kernel.call()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = kernel.call()
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in range(3)]
+    found = []
+    for _ in range(20):
+        graph.replay()
+        for stream in streams:
+            with torch.cuda.stream(stream):
+                found.append(kernel.call())
+    torch.cuda.synchronize()
+    for actual in [captured, *found]:
+        assert_same(actual, expected)
+
+
+@pytest.mark.parametrize("name", KERNELS)
 def test_the_tensors_device_counts(name: str) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip(f"{torch.cuda.device_count()} CUDA device: this needs two")
