@@ -329,10 +329,10 @@ size_t ppo_loss_workspace(const PpoLossArgs& args);
 size_t surrogate_loss_workspace(const SurrogateLossArgs& args);
 size_t adam_workspace(const AdamArgs& args);
 
-// Launch on `stream` of the current device: no synchronisation, no allocation (but for 64 KiB at a device's first
-// launches and at each 16,384 captured ones), so a graph can capture them; one instantiated twice must not run beside
-// itself. `errors`: three int64 on the device, nullable, initialised to -1 by the caller: RowErrors' action,
-// distribution and index. A failed launch throws std::runtime_error.
+// Launch on `stream` of the current device, so that a graph can capture them: no synchronisation, no allocation, but
+// for 64 KiB once a device and again for each 16,384 streams and captured launches, which are kept. Copies of one
+// captured launch must not run at the same time. `errors`: three int64 on the device, nullable, initialised to -1 by
+// the caller: RowErrors' action, distribution and index. A failed launch throws std::runtime_error.
 void gae(const GaeArgs& args, void* workspace, Stream stream);
 void ppo_loss(const PpoLossArgs& args, void* workspace, int64_t* errors, Stream stream);
 void surrogate_loss(const SurrogateLossArgs& args, void* workspace, Stream stream);

@@ -142,11 +142,12 @@ def test_the_kernels_alone_load_no_environment_and_no_command_line(use: str) -> 
     assert out.stdout.strip() == "[]"
 
 
-def test_training_loads_no_symbolic_algebra() -> None:
-    """torch imports SymPy for modules that are made on the meta device: 0.8 s before the first step."""
+def test_training_in_c_loads_no_symbolic_algebra() -> None:
+    """torch imports SymPy (0.8 s) for modules that are made on the meta device, and for a backward pass of its own."""
     code = (
         "import sys, pyppo; "
-        "pyppo.train('CartPole-v1', quiet=True, run_dir=None, total_timesteps=64, num_envs=4, num_steps=16); "
+        "pyppo.train('CartPole-v1', quiet=True, run_dir=None, total_timesteps=64, num_envs=4, num_steps=16, "
+        "engine='native'); "
         "print('sympy' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)

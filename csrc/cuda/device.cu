@@ -20,14 +20,14 @@ class Counts {
   unsigned* take() {
     if (left_ == 0) {
       next_ = zeroed();
-      left_ = per_block;
+      left_ = counts_at_once;
     }
     --left_;
     return next_++;
   }
 
  private:
-  static constexpr int per_block = 16384;
+  static constexpr int counts_at_once = 16384;
 
   // Kept for good. It may be asked for while a stream is captured, which allows no such calls but in relaxed mode.
   static unsigned* zeroed() {
@@ -35,14 +35,14 @@ class Counts {
     check(cudaThreadExchangeStreamCaptureMode(&mode), "cannot change the capture mode");
     void* memory = nullptr;
     cudaStream_t stream = nullptr;
-    cudaError_t status = cudaMalloc(&memory, per_block * sizeof(unsigned));
+    cudaError_t status = cudaMalloc(&memory, counts_at_once * sizeof(unsigned));
     if (status == cudaSuccess) status = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
-    if (status == cudaSuccess) status = cudaMemsetAsync(memory, 0, per_block * sizeof(unsigned), stream);
+    if (status == cudaSuccess) status = cudaMemsetAsync(memory, 0, counts_at_once * sizeof(unsigned), stream);
     if (status == cudaSuccess) status = cudaStreamSynchronize(stream);
     if (stream != nullptr) cudaStreamDestroy(stream);
-    cudaThreadExchangeStreamCaptureMode(&mode);
     if (status != cudaSuccess) cudaFree(memory);
-    check(status, "cannot allocate 64 KiB on the CUDA device");
+    cudaThreadExchangeStreamCaptureMode(&mode);
+    check(status, "cannot allocate 64 KiB on the CUDA device (torch.cuda.empty_cache() may help)");
     return static_cast<unsigned*>(memory);
   }
 

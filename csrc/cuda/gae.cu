@@ -4,7 +4,7 @@
 // in registers, so memory is read once: it first runs its rows from an empty carry, which gives what they do to any
 // carry (a CarryMap); a scan over the tile's threads tells it the carry that really arrives; then it runs its rows
 // again. Few columns and many rows: the tiles are divided into spans, and a first kernel finds each span's map. Moments
-// are summed up beside that; where there are several blocks, the last one merges what all have.
+// are summed up beside that; where there are several blocks, the last to finish merges what all have.
 #include "../math/gae_step.h"
 #include "../math/moments.h"
 #include "reduce.cuh"
@@ -185,7 +185,7 @@ __device__ BlockMoments merge_all(const math::Moments (&x)[2], int threads) {
   return all;
 }
 
-// Of all blocks, in their order.
+// Of all blocks, in a fixed order.
 __device__ BlockMoments merge_blocks(const BlockMoments* from, int64_t blocks) {
   math::Moments moments[2] = {};
   for (int64_t i = threadIdx.x; i < blocks; i += blockDim.x) {
@@ -339,6 +339,10 @@ GaePlan plan(const GaeArgs& args) {
   const int64_t columns = int64_t(1) << p.column_bits;
   p.threads = int(smaller<int64_t>(max_threads, ceil_div(chunks * columns, 32) * 32));
   p.strips = ceil_div(args.num_envs, columns);
+  if (args.moments != nullptr) {  // the block that merges all blocks' should have threads for them
+    const int64_t merging = smaller<int64_t>(max_threads / 2, ceil_div(p.strips, 32) * 32);
+    if (p.threads < merging) p.threads = int(merging);
+  }
   p.tiles = ceil_div(args.num_steps, p.threads / columns * rows);
   const int64_t spans = p.strips < enough_blocks / 2 ? smaller(p.tiles, enough_blocks / p.strips) : 1;
   p.tiles_per_span = ceil_div(p.tiles, spans);

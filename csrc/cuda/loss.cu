@@ -9,7 +9,8 @@ namespace pyppo::cuda {
 namespace {
 
 constexpr int moment_threads = 256;
-constexpr int64_t last_block_sums = 8192;  // as many as one block adds up in about the time that a launch takes
+// What one block adds up soon enough to save a launch: a guess, not measured. It takes num_sums columns at a time.
+constexpr int64_t last_block_sums = 8192, last_block_columns = 4 * num_sums;
 
 // Each block takes one stretch of rows.
 template <class T>
@@ -80,7 +81,8 @@ PartialSums partial_sums(const LossPlan& plan, void* workspace, void* d_log_std,
   partial.columns = plan.columns;
   partial.d_log_std = d_log_std;
   partial.log_std_dtype = log_std_dtype;
-  const bool by_last_block = plan.parts > 0 && plan.parts * plan.columns <= last_block_sums;
+  const bool by_last_block =
+      plan.parts > 0 && plan.columns <= last_block_columns && plan.parts * plan.columns <= last_block_sums;
   partial.arrivals = by_last_block ? arrivals(stream) : nullptr;
   return partial;
 }

@@ -1,4 +1,4 @@
-// Sums by fixed trees: the same bits at each launch, since no thread's turn decides the order.
+// Sums by fixed trees: the same bits at each launch, since no thread's turn decides the order. And who is last.
 #pragma once
 
 #include "device.cuh"

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from pyppo.policy.networks import generator_untouched
+
 __all__ = ["Memory", "zero_where"]
 
 
@@ -39,7 +41,8 @@ class Memory(nn.Module):
         self.kind, self.size = kind, size
         self.state_shape: tuple[int, ...] = (size,) if kind == "gru" else (2, size)
         cells = nn.GRU if kind == "gru" else nn.LSTM
-        self.cells = cells(inputs, size, device="meta").to_empty(device="cpu")  # draws no numbers
+        with generator_untouched():
+            self.cells = cells(inputs, size, device="cpu")
         keeps = 1  # torch's order of gates: reset, update, new; input, forget, cell, output
         for name, p in self.cells.named_parameters():
             gates = p.data.chunk(3 if kind == "gru" else 4)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyppo.features import one_hot_symbols
 
-__all__ = ["ACTIVATIONS", "ImageNetwork", "hidden_layers", "linear", "mlp"]
+__all__ = ["ACTIVATIONS", "ImageNetwork", "generator_untouched", "hidden_layers", "linear", "mlp"]
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
 _GAIN = math.sqrt(2.0)  # of hidden layers (Huang et al. 2022, core detail 2)
@@ -36,21 +36,22 @@ def hidden_layers(inputs: int, hidden: Sequence[int], activation: str, generator
 
 def linear(fan_in: int, fan_out: int, gain: float, generator: torch.Generator) -> nn.Linear:
     """A layer of orthogonal weights and zero biases."""
-    with _generator_untouched():
+    with generator_untouched():
         layer = nn.Linear(fan_in, fan_out, device="cpu")
     _initialize(layer, gain, generator)
     return layer
 
 
 def _convolution(channels: int, filters: int, size: int, stride: int, generator: torch.Generator) -> nn.Conv2d:
-    with _generator_untouched():
+    with generator_untouched():
         layer = nn.Conv2d(channels, filters, size, stride=stride, device="cpu")
     _initialize(layer, _GAIN, generator)
     return layer
 
 
-def _generator_untouched() -> AbstractContextManager[None]:
-    """For torch's own initial weights, which are not kept: `skip_init` would draw none, but imports SymPy (0.8 s)."""
+def generator_untouched() -> AbstractContextManager[None]:
+    """While torch draws its own initial weights, which are not kept. The meta device would draw none, but for it torch
+    imports SymPy, which takes 0.8 s. Other threads must not draw from torch's default generator meanwhile."""
     return torch.random.fork_rng(devices=[])
 
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from gpu_cases import DEVICE, KERNELS, loss_kernel
@@ -74,6 +79,11 @@ def test_launches_on_other_streams_and_replays_do_not_disturb(name: str) -> None
     torch.cuda.synchronize()
     streams = [torch.cuda.Stream() for _ in range(3)]
     found = []
+    torch.cuda._sleep(100_000_000)  # so that all of it is queued before any of it runs
+    together = torch.cuda.Event()
+    together.record()
+    for stream in streams:
+        stream.wait_event(together)
     for _ in range(20):
         graph.replay()
         for stream in streams:
@@ -82,6 +92,25 @@ def test_launches_on_other_streams_and_replays_do_not_disturb(name: str) -> None
     torch.cuda.synchronize()
     for actual in [captured, *found]:
         assert_same(actual, expected)
+
+
+def test_the_first_count_may_be_taken_while_capturing() -> None:
+    """Its memory is allocated then. One block needs none, so the kernel can be loaded without."""
+    code = """
+import torch
+from gpu_cases import gae_kernel
+gae_kernel(33, 7, moments=True).call()
+kernel = gae_kernel(130, 1000, moments=True)
+graph = torch.cuda.CUDAGraph()
+with torch.cuda.graph(graph):
+    captured = kernel.call()
+graph.replay()
+torch.cuda.synchronize()
+assert all(torch.equal(x, y) for x, y in zip(captured, kernel.call(), strict=True))
+"""
+    tests = Path(__file__).parent
+    paths = os.pathsep.join([str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")])
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths}, check=True)
 
 
 @pytest.mark.parametrize("name", KERNELS)

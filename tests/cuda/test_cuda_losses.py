@@ -80,6 +80,17 @@ def test_matches_reference_on_more_rows_than_blocks(family: str) -> None:
     check("ppo_loss", case, torch.float32, PPO_NETWORK, PARAMETERS)
 
 
+@pytest.mark.parametrize("network_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("batch", "width"), [(3001, 65), (2, 1021), (60_003, 31)])
+def test_matches_reference_where_one_block_would_not_do_for_the_sums(
+    batch: int, width: int, network_dtype: torch.dtype
+) -> None:
+    """A log-std that all rows share: its gradient is a sum for each action."""
+    case = loss_case(1, "normal", batch, width, PLAIN)
+    assert case["log_std"].shape == (width,)
+    check("ppo_loss", case, network_dtype, PPO_NETWORK, PARAMETERS)
+
+
 @pytest.mark.parametrize("width", [183, 187, 191, 193])
 @pytest.mark.parametrize("network_dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("options", ["clip", "kl"])
