@@ -118,7 +118,7 @@ _TRIAL_SHARE = 0.02
 _TRIAL_SECONDS = (0.1, 3.0)
 """The least and the most that a trial takes, its first round apart."""
 _SEVERAL = (2, 4, 8)
-"""Numbers of groups to try. Of more at once, each would wait for Python's interpreter, which a step needs for 30 us."""
+"""Numbers of groups to try. Of more at once, each would wait for Python's interpreter, which every step needs."""
 _NUM_STEPS = {True: 32, False: 128}
 """Of a rollout of the trial at most, where steps are cheap and where they are not: a rollout's end, where groups at
 once wait for the last one, must not weigh more than in training."""
