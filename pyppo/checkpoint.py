@@ -167,7 +167,9 @@ def find_checkpoint(path: Path) -> Path:
     found = _complete(folder)
     if not found:
         what = "a run folder without a checkpoint" if (path / "config.json").is_file() else "no run folder of pyppo's"
-        raise ValueError(f"{path} is {what}; it must hold checkpoints/step-*/state.json")
+        inside = next((run for run in sorted(path.iterdir()) if _complete(run / "checkpoints")), None)
+        like = f", as {inside} does" if inside else ""
+        raise ValueError(f"{path} is {what}; it must hold checkpoints/step-*/state.json{like}")
     latest = folder / "latest"
     named = folder / latest.read_text().strip() if latest.is_file() else found[-1]
     return named if named in found else found[-1]

@@ -150,6 +150,12 @@ def test_a_damaged_checkpoint_is_refused_and_others_are_named(run, policy, name)
     assert "step-000000000001" in str(caught.value)
 
 
+def test_a_folder_of_run_folders_names_one(run, policy):
+    save(run, policy, 1)
+    with pytest.raises(ValueError, match=f"no run folder.*, as {re.escape(str(run))} does"):
+        checkpoint.load(run.parent)
+
+
 def test_foreign_folders_are_refused(tmp_path, run):
     with pytest.raises(FileNotFoundError, match="is not a folder"):
         checkpoint.load(tmp_path / "nowhere")
