@@ -7,8 +7,9 @@ cuda_graph and torch: the time of an update, the rows a second of the whole loop
 with random actions. Pong-v5: CleanRL's settings, beside a plain eager loop with the same (bench/_plain_atari.py). Where
 EnvPool is not installed, stand-ins of the same shapes take its place, and only the updates are compared.
 
-bench/gpu.py runs each NAME in a process of its own. With `--device cpu` the same code runs without a GPU, which shows
-that it runs and says nothing about one. What could not be measured is in the results with its reason.
+bench/gpu.py runs each NAME in a process of its own. With `--device cpu` the engine torch, the plain loop and the
+environments run without a GPU, which says nothing about one; graphs need one, so the exit status is 1. What could not
+be measured is in the results with its reason.
 """
 
 from __future__ import annotations

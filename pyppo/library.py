@@ -28,7 +28,8 @@ def device_errors(index: int) -> Tensor:
             raise RuntimeError(
                 "a graph capture holds the first call that notes errors on its device; run one before capturing"
             )
-        flags = error_flags[device] = torch.full((3,), -1, dtype=torch.int64, device=device)
+        with torch.inference_mode(False):  # the first call may be a policy's; `check_errors` writes to them outside
+            flags = error_flags[device] = torch.full((3,), -1, dtype=torch.int64, device=device)
     return flags
 
 

@@ -1,7 +1,8 @@
 """How a rollout reaches a GPU: what environments give travels once, as it is, from page-locked memory.
 
-A step's observations are copied on a stream of their own, so that one group's travel while the policy acts for another.
-Events alone keep the order:
+A step's observations are copied on a stream of their own, behind which nothing else waits. What the GPU does for one
+group overlaps with the steps of another's environments; a copy and an act do not overlap, since the host waits for the
+actions of one group before it asks the next one for observations. Events alone keep the order:
 
 - the host writes to a slot again only after its last copy has been made;
 - what computes (the stream that is current when a step arrives) waits for the copy before it reads the rows;

@@ -453,6 +453,19 @@ def test_numpy_scalars_are_numbers() -> None:
     assert torch.equal(drawn.actions, ops.sample(logits=logits, seed=1, step=3).actions)
 
 
+def test_flags_first_asked_for_in_inference_mode_can_be_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a trainer's first call does, which samples; the flags are on the CPU for this test."""
+    full = torch.full
+    monkeypatch.setattr(torch, "full", lambda *size, device, **given: full(*size, **given))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(library, "error_flags", {})
+    with torch.inference_mode():
+        library.device_errors(3)[0] = 7
+    with pytest.raises(ValueError, match="actions has an impossible action in row 7"):
+        ops.check_errors("cuda:3")
+    ops.check_errors("cuda:3")
+
+
 def test_check_errors_knows_the_current_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """A note on cuda:0 is found under "cuda"; the flags themselves may be anywhere for this test."""
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)

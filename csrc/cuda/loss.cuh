@@ -17,7 +17,7 @@ namespace pyppo::cuda {
 constexpr int loss_threads = 128;  // of a block
 constexpr int num_sums = 6;        // policy, value, entropy, approx_kl, clipped, kl: LossStat from stat_policy on
 constexpr int moment_blocks = 256;
-// A batch up to this is read by every block, mostly from caches: about as long as a launch takes.
+// A batch up to this is read by every block, to save a launch: a guess, not measured.
 constexpr int64_t own_moments_rows = 4096;
 
 // One block's share of the batch.

@@ -6,7 +6,7 @@ namespace {
 
 constexpr int warps = loss_threads / warp_size;
 constexpr int64_t max_blocks = 1024;  // of tiles
-constexpr int64_t max_warps = 2048;   // of rows; each leaves partial sums
+constexpr int64_t max_warps = 1364;   // of rows; each leaves partial sums, as many as one block can add up
 constexpr int64_t max_partial_sums = 4 << 20;
 constexpr int64_t thread_width = 32;         // wider rows are a warp's
 constexpr int64_t thread_parts_width = 256;  // unless they have many small parts, which would leave its lanes idle

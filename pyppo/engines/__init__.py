@@ -132,7 +132,7 @@ def describe(engine: Engine) -> str:
 
 
 def resolve_device(name: str, policy: nn.Module) -> torch.device:
-    """The device that `name` means. "auto": where the policy's parameters are (a fresh MLP is faster on the CPU)."""
+    """The device that `name` means. "auto": where the policy's parameters are."""
     if name == "auto":
         return next((p.device for p in policy.parameters()), torch.device("cpu"))
     device = torch.device(name)

@@ -34,7 +34,7 @@ from pyppo import ops, reference
 
 METRIC_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-11}
 # A thread a row up to 32 columns, a warp beyond; less and more than a tile of rows.
-SIZES = [(1, 1), (3, 2), (129, 7), (257, 32), (64, 33), (40, 130), (2, 1021), (4099, 3)]
+SIZES = [(1, 1), (3, 2), (129, 7), (257, 32), (64, 33), (40, 130), (2, 1021), (4099, 3), (2051, 65)]
 OPTIONS: dict[str, dict[str, Any]] = {
     "clip": {},
     "all": {"clip_coef_high": 0.3, "dual_clip": 3.0, "value_clip_coef": 0.2, "norm_adv": True, "weights": "float"},
@@ -108,7 +108,7 @@ def test_matches_reference_on_a_vocabulary() -> None:
 
 @pytest.mark.parametrize("network_dtype", NETWORK_DTYPES)
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("shape", [(1,), (7, 3), (1021,), (3, 200_003)])
+@pytest.mark.parametrize("shape", [(1,), (7, 3), (1021,), pytest.param((3, 200_003), id="large")])
 def test_surrogate_matches_reference(shape: tuple[int, ...], options: str, network_dtype: torch.dtype) -> None:
     changes = {k: v for k, v in OPTIONS[options].items() if k not in ("with_values", "denominator")}
     weights = changes.pop("weights", None)
