@@ -31,6 +31,7 @@ from gpu_cases import DEVICE
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from pyppo import library
 from pyppo.actions import Distribution
 from pyppo.config import Config
 from pyppo.engines import make_engine
@@ -232,6 +233,19 @@ def test_a_run_is_torchs(groups: int) -> None:
     ours, theirs = (on_cpu(result.policy.state_dict()) for result in results)
     for key, x in ours.items():
         torch.testing.assert_close(x, theirs[key], rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["cuda_graph", "torch"])
+def test_the_first_call_on_a_device_may_be_a_run_s(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It makes the error flags in inference mode; they are reset outside it."""
+    monkeypatch.setattr(library, "error_flags", {})
+    config = Config(
+        "probe", total_timesteps=200, num_steps=16, num_minibatches=2, update_epochs=1, run_dir=None, device=DEVICE,
+        engine=name,
+    )  # fmt: skip
+    with Trainer(config, [probes.ContinuousAction()], quiet=True) as trainer:
+        trainer.train()
+        assert trainer.engine.name == name
 
 
 # --- what an update may not do ----------------------------------------------------------------------------------------
