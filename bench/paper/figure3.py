@@ -186,13 +186,16 @@ def cost_table(path: Path) -> str:
 def write_report(runs: Runs, docs: Path, cost: Path) -> None:
     """The sections of docs/results.md, and the picture."""
     page = docs / "results.md"
-    facts = provenance([record for records in runs.values() for record in records])
-    text = f"{facts}\n\n{score_table(runs)}"
+    records = [record for of_key in runs.values() for record in of_key]
+    text, costs = provenance(records), cost_table(cost)
+    if records:
+        text += f"\n\n{score_table(runs)}"
+        costs += f"\n\nOf the runs above:\n\n{time_table(runs)}"
     if panels := curves(runs):
         picture = draw(panels, docs / "images/figure3.png", size=(4.4, 3.0))
         text += f"\n\n![Returns of four algorithms, mean and range over seeds](images/{picture.name})"
     fill(page, "figure3", text)
-    fill(page, "figure3-cost", f"{cost_table(cost)}\n\nOf the runs above:\n\n{time_table(runs)}")
+    fill(page, "figure3-cost", costs)
     fill(page, "figure3-settings", settings_table())
 
 
