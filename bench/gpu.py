@@ -9,8 +9,7 @@ takes no other's along; with --json, stages of other runs that stand in the file
 Device times come from CUDA events around replays of a captured graph, so they hold no launch cost of the host's; "call"
 is what a Python caller waits for when it launches one after the other. Inputs rotate through more memory than the L2
 cache holds, up to 64 copies; what still fits is marked "cached". The limit is a device copy of the same total bytes,
-measured the same way. Without a GPU only the build can run; else the script says so and exits with
-status 2.
+measured the same way. Without a GPU only the build can run: any other stage ends it with status 2.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How a rollout reaches a GPU: what environments give travels once, as it is, from page-locked memory.
 
-A step's observations are copied on a stream of their own, behind which nothing else waits. What the GPU does for one
+A step's observations are copied on a stream of their own, which the host does not wait for. What the GPU does for one
 group overlaps with the steps of another's environments; a copy and an act do not overlap, since the host waits for the
 actions of one group before it asks the next one for observations. Events alone keep the order:
 

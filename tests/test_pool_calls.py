@@ -1,5 +1,7 @@
 """EnvPool's answers written down and actions sent in C++, against NumPy doing the same."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -71,6 +73,22 @@ def test_broken_ends_columns_of_other_kinds_and_arrays_in_strides():
     expected = np.where(np.isnan(state[3]), 0, state[3])
     np.testing.assert_array_equal(column.rows[1], expected)
     np.testing.assert_array_equal(strided[1], expected.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "column_dtype"), [("O", "O"), ("U9", "U3"), (">f4", "<f4"), ("<f4", ">f4"), ("V0", "V0")]
+)
+def test_what_is_no_plain_number_is_written_by_numpy(dtype, column_dtype):
+    """Bytes copied as they are would be other numbers, run past a row, or be objects that nobody keeps."""
+    column, expected = np.zeros((T + 1, N), column_dtype), np.zeros(N, column_dtype)
+    kept = [f"{i} of this test" for i in range(N)] if dtype == "O" else np.arange(1000, 1000 + N)
+    expected[...] = np.array(kept).astype(dtype)
+    x = np.array(kept).astype(dtype)
+    counts = [sys.getrefcount(one) for one in x] if dtype == "O" else []
+    PoolReader(lambda: [x, np.zeros(N, bool)], [], [(column, 0)], 1, ends).read(0)
+    np.testing.assert_array_equal(column[1], expected)
+    if dtype == "O":
+        assert [sys.getrefcount(one) for one in x] == [count + 1 for count in counts]
 
 
 def test_what_cannot_be_written_is_an_error():
@@ -159,6 +177,7 @@ def test_other_shapes_and_objects_are_not_sent():
     one, sent = sender("float32", [-1, -1], [1, 1])
     good = np.zeros((N, 2), np.float32)
     refused = [good[:2], good[:, :1], good.ravel(), good[None], np.zeros((2, N), np.float32).T, good.tolist(), None]
+    refused += [good.astype(">f4"), good.astype(object)]
     assert [one.send(x, False) for x in refused] == [False] * len(refused)
     assert not sent
     with pytest.raises(ValueError, match="one bound for each"):

@@ -26,13 +26,19 @@ int number_of_type() {
   return py::dtype::of<T>().num();
 }
 
+// Whether the elements are plain numbers as this machine has them; objects, strings and swapped bytes are NumPy's.
+bool has_native_numbers(const py::array& x) {
+  const char kind = x.dtype().kind(), order = x.dtype().byteorder();
+  return strchr("biuf", kind) != nullptr && (order == '=' || order == '|');
+}
+
 // Where one of EnvPool's arrays goes, step by step: an ndarray [T, ...], or anything that takes `column[t] = array`.
 class Column {
  public:
   explicit Column(py::object column) : object_(std::move(column)) {
     if (!py::isinstance<py::array>(object_)) return;
     const auto array = py::reinterpret_borrow<py::array>(object_);
-    if (array.ndim() == 0 || !array.writeable()) return;
+    if (array.ndim() == 0 || !array.writeable() || !has_native_numbers(array)) return;
     py::ssize_t packed = array.itemsize();
     for (py::ssize_t d = array.ndim() - 1; d > 0; --d) {
       if (array.strides(d) != packed && array.shape(d) != 1) return;  // a step's rows do not lie together
@@ -58,7 +64,7 @@ class Column {
   bool copy(char* to, py::handle value) const {
     if (!py::isinstance<py::array>(value)) return false;
     const auto array = py::reinterpret_borrow<py::array>(value);
-    if (!is_contiguous(array) || array.size() != count_) return false;
+    if (!is_contiguous(array) || array.size() != count_ || !has_native_numbers(array)) return false;
     const int type = number_of_type(array);
     if (type == type_) {
       memcpy(to, array.data(), size_t(count_) * item_);
@@ -131,7 +137,8 @@ class PoolSender {
   PoolSender(py::object send, py::object message, py::array buffer, py::array_t<double, py::array::c_style> low,
              py::array_t<double, py::array::c_style> high)
       : send_(std::move(send)), message_(std::move(message)), buffer_(std::move(buffer)) {
-    if (!is_contiguous(buffer_) || buffer_.ndim() == 0) throw std::invalid_argument("buffer must be contiguous rows");
+    if (!is_contiguous(buffer_) || buffer_.ndim() == 0 || !has_native_numbers(buffer_))
+      throw std::invalid_argument("buffer must be contiguous rows of numbers");
     data_ = buffer_.mutable_data();
     rows_ = buffer_.shape(0);
     width_ = 1;
@@ -157,7 +164,7 @@ class PoolSender {
   bool take(py::handle actions) {
     if (!py::isinstance<py::array>(actions)) return false;
     const auto array = py::reinterpret_borrow<py::array>(actions);
-    if (!is_contiguous(array) || array.ndim() != buffer_.ndim()) return false;
+    if (!is_contiguous(array) || array.ndim() != buffer_.ndim() || !has_native_numbers(array)) return false;
     for (py::ssize_t d = 0; d < array.ndim(); ++d)
       if (array.shape(d) != buffer_.shape(d)) return false;
     const int type = number_of_type(array);
