@@ -41,7 +41,7 @@ def threads() -> dict[str, str]:
 
 
 def sleep(seconds: float, started: str) -> dict[str, float]:
-    Path(started).touch()
+    Path(started).write_text(str(os.getpid()))
     time.sleep(seconds)
     return {"slept": seconds}
 

@@ -172,18 +172,45 @@ def test_several_calls_share_a_file(runs, tmp_path):
     assert sorted(keys(path)) == ["0", "1", "2", "3"]  # each once, every line whole
 
 
-def test_ctrl_c_keeps_what_is_finished(runs, tmp_path):
-    path, started = tmp_path / "results.jsonl", tmp_path / "started"
-    command = script(tmp_path, BROKEN_OFF, file=str(path), started=str(started))
+def broken_off(tmp_path) -> tuple[subprocess.Popen, int]:
+    """A call in the middle of its second job, and the process that runs the job."""
+    started = tmp_path / "started"
+    command = script(tmp_path, BROKEN_OFF, file=str(tmp_path / "results.jsonl"), started=str(started))
     call = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 300
-    while not started.exists() and time.monotonic() < end:
+    while not (started.exists() and started.read_text()) and time.monotonic() < end:
         time.sleep(0.05)
+    return call, int(started.read_text())
+
+
+def runs_still(pid: int) -> bool:
+    """Whether a process is there; one that has ended and that nobody has asked about is not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_ctrl_c_keeps_what_is_finished(runs, tmp_path):
+    call, _ = broken_off(tmp_path)
     call.send_signal(signal.SIGINT)
     said, _ = call.communicate(timeout=300)
     assert call.returncode == 130
     assert "broken off; the same command goes on from here" in said
-    assert keys(path) == ["quick"]
+    assert keys(tmp_path / "results.jsonl") == ["quick"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_call_leaves_no_run_behind(runs, tmp_path, how):
+    call, job = broken_off(tmp_path)
+    assert runs_still(job)
+    call.send_signal(how)
+    call.communicate(timeout=300)
+    end = time.monotonic() + 60
+    while runs_still(job) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not runs_still(job)
+    assert keys(tmp_path / "results.jsonl") == ["quick"]
 
 
 def test_time_left_goes_by_weight(runs, capsys):

@@ -30,18 +30,16 @@ ENGINES = {"trpo": (trpo.TRPOEngine, trpo.Settings), "a2c": (a2c.A2CEngine, a2c.
 def run_algorithm(
     algorithm: str, env_id: str, seed: int, fields: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """One run of figure 3.
+    """One run of figure 3, PPO's excepted.
 
     Args:
-        algorithm: "ppo", or one of `ENGINES`. fields: of `pyppo.Config`. settings: of the algorithm; PPO has none.
+        algorithm: one of `ENGINES`. fields: of `pyppo.Config`. settings: of the algorithm.
 
     Returns:
         What `train_run` gives; `updates`, how many rollouts were learned from; `phases`, seconds of each.
     """
-    make: Any = pyppo.Trainer
-    if algorithm != "ppo":
-        engine, kind = ENGINES[algorithm]
-        make = partial(EngineTrainer, make_engine=partial(engine, settings=kind(**settings)))
+    engine, kind = ENGINES[algorithm]
+    make_engine: Any = partial(engine, settings=kind(**settings))
     phases = dict.fromkeys((*PHASES, "other"), 0.0)
     rows = []
 
@@ -51,7 +49,7 @@ def run_algorithm(
             phases[name] += row[f"time_{name}"]
 
     config = pyppo.Config(env_id=env_id, seed=seed, **fields)
-    result = train_run(config, callbacks=[note], make=make)
+    result = train_run(config, callbacks=[note], make=partial(EngineTrainer, make_engine=make_engine))
     return {**result, "updates": len(rows), "phases": {name: round(x, 3) for name, x in phases.items()}}
 
 

@@ -3,9 +3,10 @@
     python bench/paper/figure3.py [--algorithms ppo trpo a2c vpg] [--only ENV ...] [--seeds 5] [--parallel 2]
     python bench/paper/figure3.py --report
 
-PPO on the native engine; TRPO, A2C and the vanilla policy gradient as the programs beside this one have them. One call
-runs what is missing and can be broken off at any time. Then, or with --report and nothing run, the table and picture of
-docs/results.md are written from the results file and from that of update_cost.py.
+PPO's runs are those of Table 1 (table1.py: clip 0.2, setting X), and in its file; TRPO, A2C and the vanilla policy
+gradient are the programs beside this one. One call runs what is missing and can be broken off at any time. Then, or
+with --report and nothing run, the table and picture of docs/results.md are written from both results files and from
+that of update_cost.py.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import _experiments
 import a2c
+import table1
 import trpo
 import vpg
 from _report import curve_of, provenance
-from _runs import Job, Record, finished, run_jobs
+from _runs import Failure, Job, Record, finished, run_jobs
 from table1_settings import ENVIRONMENTS, SETTINGS
 from tables import ROOT, fill, table
 from update_cost import cost_rows, milliseconds
@@ -84,35 +86,44 @@ PAPER: dict[str, dict[str, float]] = {
 }
 
 
-def run_key(algorithm: str, env_id: str, seed: int) -> str:
-    return f"{algorithm}/{env_id}/s{seed}"
+def job_of(algorithm: str, env_id: str, seed: int, steps: int) -> Job:
+    """One run; PPO's is one of Table 1."""
+    if algorithm == "ppo":
+        return table1.job_of("X", "clip 0.2", env_id, seed, steps)
+    one = ALGORITHMS[algorithm]
+    arguments = {"algorithm": algorithm, "env_id": env_id, "seed": seed}
+    arguments |= {"fields": {**one.fields, "total_timesteps": steps}, "settings": one.settings}
+    return Job(f"{algorithm}/{env_id}/s{seed}", _experiments.run_algorithm, arguments, float(steps))
 
 
-def jobs_of(algorithms: Sequence[str], environments: Sequence[str], seeds: int, steps: int) -> list[Job]:
+Cell = tuple[str, str]
+"""An algorithm in an environment."""
+
+
+def cells_of(algorithms: Sequence[str], environments: Sequence[str], seeds: int, steps: int) -> list[tuple[Cell, Job]]:
     """Seed by seed, so that whatever is done is a whole table of fewer seeds."""
-    jobs = []
-    for seed in range(1, seeds + 1):
-        for env_id in environments:
-            for name in algorithms:
-                fields = {**ALGORITHMS[name].fields, "total_timesteps": steps}
-                arguments = {"algorithm": name, "env_id": env_id, "seed": seed, "fields": fields}
-                arguments["settings"] = ALGORITHMS[name].settings
-                jobs.append(Job(run_key(name, env_id, seed), _experiments.run_algorithm, arguments, float(steps)))
-    return jobs
+    return [
+        ((name, env_id), job_of(name, env_id, seed, steps))
+        for seed in range(1, seeds + 1)
+        for env_id in environments
+        for name in algorithms
+    ]
 
 
 # --- the report -----------------------------------------------------------------------------------------------------
 
-Runs = Mapping[tuple[str, str], list[Record]]
-"""The finished runs of an algorithm in an environment, seed by seed."""
+Runs = Mapping[Cell, list[Record]]
+"""The finished runs, seed by seed."""
 
 
-def by_cell(jobs: Sequence[Job], results: Path) -> Runs:
-    """The runs that are there."""
-    cells: dict[tuple[str, str], list[Record]] = {}
-    for record in finished(jobs, results).values():
-        cells.setdefault((record["arguments"]["algorithm"], record["arguments"]["env_id"]), []).append(record)
-    return cells
+def by_cell(cells: Sequence[tuple[Cell, Job]], results: Sequence[Path]) -> Runs:
+    """The runs that are there, in one file or another."""
+    done = {key: record for path in results for key, record in finished([job for _, job in cells], path).items()}
+    found: dict[Cell, list[Record]] = {}
+    for cell, job in cells:
+        if job.key in done:
+            found.setdefault(cell, []).append(done[job.key])
+    return found
 
 
 def score_table(runs: Runs) -> str:
@@ -127,10 +138,11 @@ def score_table(runs: Runs) -> str:
     return table(["environment", *columns], lines)
 
 
-def time_table(runs: Runs) -> str:
-    """What the updates of whole runs took; means over all environments and seeds."""
+def time_table(runs: Runs) -> str | None:
+    """What the updates of whole runs took, for all but PPO; means over all environments and seeds."""
     lines = []
-    for name, one in ALGORITHMS.items():
+    for name in _experiments.ENGINES:
+        one = ALGORITHMS[name]
         results = [record["result"] for (found, _), records in runs.items() if found == name for record in records]
         if not results:
             continue
@@ -140,12 +152,10 @@ def time_table(runs: Runs) -> str:
         share = update / sum(sum(x["phases"].values()) for x in results)
         per_million = statistics.fmean(1e6 * x["phases"]["update"] / x["steps"] for x in results)
         speed = statistics.fmean(x["sps"] for x in results)
-        engine = "native" if name == "ppo" else "torch"
         shares = [f"{share:.0%}", f"{per_million:.0f}", f"{speed:,.0f}"]
-        lines.append([one.title, engine, f"{rows:,}", milliseconds(per_update), *shares])
-    columns = ["algorithm", "engine", "rows an update", "ms an update", "share of the run", "s of updates, 1M steps",
-               "steps/s"]  # fmt: skip
-    return table(columns, lines)
+        lines.append([one.title, f"{rows:,}", milliseconds(per_update), *shares])
+    columns = ["algorithm", "rows an update", "ms an update", "share of the run", "s of updates, 1M steps", "steps/s"]
+    return table(columns, lines) if lines else None
 
 
 def settings_table() -> str:
@@ -190,7 +200,8 @@ def write_report(runs: Runs, docs: Path, cost: Path) -> None:
     text, costs = provenance(records), cost_table(cost)
     if records:
         text += f"\n\n{score_table(runs)}"
-        costs += f"\n\nOf the runs above:\n\n{time_table(runs)}"
+    if (times := time_table(runs)) is not None:
+        costs += f"\n\nOf figure 3's runs:\n\n{times}"
     if panels := curves(runs):
         picture = draw(panels, docs / "images/figure3.png", size=(4.4, 3.0))
         text += f"\n\n![Returns of four algorithms, mean and range over seeds](images/{picture.name})"
@@ -208,6 +219,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--parallel", type=int, default=2, help="runs at a time (default: 2)")
     parser.add_argument("--report", action="store_true", help="run nothing")
     parser.add_argument("--results", type=Path, default=ROOT / "bench/results/figure3.jsonl", metavar="FILE")
+    parser.add_argument("--table1", type=Path, default=ROOT / "bench/results/table1.jsonl", metavar="FILE",
+                        help="results with PPO's runs")  # fmt: skip
     parser.add_argument("--cost", type=Path, default=ROOT / "bench/results/update_cost.json", metavar="FILE")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", metavar="FOLDER", help="of results.md and images/")
     return parser.parse_args(arguments)
@@ -215,10 +228,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     given = parse(arguments)
-    jobs = jobs_of(given.algorithms, given.only, given.seeds, given.steps)
-    failures = [] if given.report else run_jobs(jobs, given.results, parallel=given.parallel)
-    everything = jobs_of(list(ALGORITHMS), ENVIRONMENTS, given.seeds, given.steps)
-    write_report(by_cell(everything, given.results), given.docs, given.cost)
+    failures: list[Failure] = []
+    if not given.report:
+        cells = cells_of(given.algorithms, given.only, given.seeds, given.steps)
+        for path, ppo in ((given.table1, True), (given.results, False)):
+            jobs = [job for (name, _), job in cells if (name == "ppo") == ppo]
+            failures += run_jobs(jobs, path, parallel=given.parallel)
+    everything = cells_of(list(ALGORITHMS), ENVIRONMENTS, given.seeds, given.steps)
+    write_report(by_cell(everything, [given.table1, given.results]), given.docs, given.cost)
     if failures:
         raise SystemExit(f"{len(failures)} of the runs failed; the same command tries them again")
 

@@ -59,8 +59,10 @@ def random_policy(env_id: str, episodes: int) -> dict[str, Any]:
     return {"score": found.mean, "std": found.std}
 
 
-def run_key(setting: str, variant: str, env_id: str, seed: int) -> str:
-    return f"{setting}/{variant}/{env_id}/s{seed}"
+def job_of(setting: str, variant: str, env_id: str, seed: int, steps: int) -> Job:
+    """One run."""
+    arguments = {"env_id": env_id, "seed": seed, "fields": fields_of(setting, variant, steps)}
+    return Job(f"{setting}/{variant}/{env_id}/s{seed}", train, arguments, float(steps))
 
 
 def jobs_of(settings: Sequence[str], seeds: int, clip_seeds: int, steps: int) -> list[Job]:
@@ -74,10 +76,7 @@ def jobs_of(settings: Sequence[str], seeds: int, clip_seeds: int, steps: int) ->
             for variant in VARIANTS:
                 if seed > (clip_seeds if variant in CLIPS else seeds):
                     continue
-                fields = fields_of(setting, variant, steps)
-                for env_id in ENVIRONMENTS:
-                    arguments = {"env_id": env_id, "seed": seed, "fields": fields}
-                    jobs.append(Job(run_key(setting, variant, env_id, seed), train, arguments, float(steps)))
+                jobs += [job_of(setting, variant, env_id, seed, steps) for env_id in ENVIRONMENTS]
     return jobs
 
 
