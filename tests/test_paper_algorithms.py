@@ -22,6 +22,7 @@ PROGRAMS = Path(__file__).parents[1] / "bench" / "paper"
 pytestmark = pytest.mark.skipif(not PROGRAMS.is_dir(), reason="needs the repository")
 CPU = torch.device("cpu")
 NAMES = ("_loop", "trpo", "a2c", "vpg")
+ENGINES = {"trpo": "TRPOEngine", "a2c": "A2CEngine", "vpg": "VPGEngine"}
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +48,14 @@ def make_engine(programs, name, action_space, *, hidden=(5,), settings=None, **f
     with torch.no_grad():
         for p in policy.parameters():  # as if it had been trained: heads that are not nearly zero
             p += 0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()), dtype=p.dtype)
-    kind = {"trpo": "TRPOEngine", "a2c": "A2CEngine", "vpg": "VPGEngine"}[name]
-    return getattr(module, kind)(policy, config, CPU, distribution, settings or module.Settings())
+    return getattr(module, ENGINES[name])(policy, config, CPU, distribution, settings or module.Settings())
+
+
+def train(programs, name, envs, seed=1, settings=None, **fields):
+    """A run; its history."""
+    module = programs[name]
+    config = Config(env_id="probe", seed=seed, **{**module.FIELDS, **fields})
+    return programs["_loop"].train(getattr(module, ENGINES[name]), settings or module.Settings(), config, envs)
 
 
 def make_rows(engine, count=40, seed=0):
@@ -340,9 +347,8 @@ def test_the_critic_is_fitted_to_the_returns(programs):
 
 def test_an_engine_of_another_kind_is_refused(programs):
     # The trainer has chosen groups for the engine in its place, and torch's last bits depend on them.
-    fields = {**programs["trpo"].FIELDS, "engine": "native", "norm_obs": False}
     with pytest.raises(TypeError, match="make_engine gave a TRPOEngine; it must be a NativeEngine"):
-        programs["trpo"].train("probe", 1, 100, envs=probes.ObservationAction(), **fields)
+        train(programs, "trpo", probes.ObservationAction(), engine="native", norm_obs=False)
 
 
 def test_shared_layers_and_masks_are_refused(programs):
@@ -369,7 +375,7 @@ def test_each_learns_the_probe_of_observation_and_action(programs, name):
     own = {"trpo": {"critic_epochs": 2}, "a2c": {}, "vpg": {"critic_epochs": 2, "desired_kl": 0.01}}
     settings = programs[name].Settings(**own[name])
     fields = {**PROBE, **LEARNING[name]}
-    history = programs[name].train("probe", 1, envs=probes.ObservationAction(), settings=settings, **fields)
+    history = train(programs, name, probes.ObservationAction(), settings=settings, **fields)
     assert history["episode_return"][-1] > 0.95  # at random it is 0, at best 1
     assert history["episode_return"][0] < 0.5
     assert all(seconds > 0 for seconds in history["time_update"])
@@ -379,14 +385,14 @@ def test_each_learns_the_probe_of_observation_and_action(programs, name):
 def test_trpo_learns_a_continuous_action_and_never_leaves_the_trust_region(programs):
     fields = {**PROBE, "total_timesteps": 3_000, "num_steps": 16}
     settings = programs["trpo"].Settings(critic_epochs=2)
-    history = programs["trpo"].train("probe", 1, envs=probes.ContinuousAction(), settings=settings, **fields)
+    history = train(programs, "trpo", probes.ContinuousAction(), settings=settings, **fields)
     assert max(history["kl"]) <= 0.01
     assert history["episode_return"][-1] > -0.3 > -0.6 > history["episode_return"][0]
 
 
 def test_the_same_seed_gives_the_same_history(programs):
     fields = {**PROBE, "total_timesteps": 300, "num_steps": 16}
-    runs = [programs["trpo"].train("probe", seed, envs=probes.ObservationAction(), **fields) for seed in (1, 1, 2)]
+    runs = [train(programs, "trpo", probes.ObservationAction(), seed=seed, **fields) for seed in (1, 1, 2)]
     losses = [run["value_loss"] for run in runs]
     assert losses[0] == losses[1]
     assert losses[0] != losses[2]

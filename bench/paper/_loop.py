@@ -6,8 +6,10 @@ of its `TorchEngine`. What differs is the update alone, which each algorithm wri
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -19,6 +21,7 @@ from pyppo.actions import Distribution, stream_seed
 from pyppo.engines import Schedule, valid_indices
 from pyppo.engines.objective import STATS
 from pyppo.engines.torch_engine import TorchEngine
+from pyppo.envpool_envs import env_spaces
 from pyppo.policy import Minibatch
 from pyppo.reference import make_distribution
 from pyppo.rollout import Rollout
@@ -28,7 +31,12 @@ COMMON: dict[str, Any] = {
     "num_envs": 8,
     "gamma": 0.99,
     "norm_obs": True,
+    "clip_obs": 10.0,
     "norm_reward": True,
+    "clip_reward": 10.0,
+    "action_bounds": "clip",
+    "shared_trunk": False,
+    "state_dependent_std": False,
     "hidden_sizes": (64, 64),
     "activation": "tanh",
     "log_std_init": 0.0,
@@ -39,6 +47,8 @@ COMMON: dict[str, Any] = {
 }
 
 MakeEngine = Callable[[nn.Module, Config, torch.device, Distribution], Any]
+Engine = Callable[..., Any]
+"""The same with `settings`, an algorithm's own."""
 History = dict[str, list[float]]
 
 
@@ -64,21 +74,35 @@ class EngineTrainer(Trainer):
         self.collector.final_value = self.engine.value
 
 
-def train_with(
-    make: MakeEngine, fields: Mapping[str, Any], envs: Any = None, callbacks: Sequence[Callable[..., None]] = ()
-) -> History:
+def train(engine: Engine, settings: Any, config: Config, envs: Any = None, *, quiet: bool = True) -> History:
     """Train.
 
     Args:
-        make: makes the engine. fields: of `pyppo.Config`.
-        envs: environments of your own, as for `pyppo.Trainer`; None: EnvPool's.
-        callbacks: called with each iteration's row of the history.
+        engine: made from policy, config, device, distribution and `settings`. settings: the algorithm's own.
+        envs: environments of your own, as for `pyppo.Trainer`; None: EnvPool's. quiet: show no progress.
 
     Returns:
         The history, as of `pyppo.train`: step, episode_return, time_update and so on, an entry an iteration.
     """
-    with EngineTrainer(Config(**fields), envs, make_engine=make, quiet=True, callbacks=callbacks) as trainer:
+    make = partial(engine, settings=settings)
+    with EngineTrainer(config, envs, make_engine=make, quiet=quiet) as trainer:
         return trainer.train().history
+
+
+def run_program(doc: str | None, engine: Engine, settings: Any, fields: Mapping[str, Any]) -> None:
+    """The command line of a program: one run, with progress shown."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("env", metavar="ENV", help="an environment of EnvPool, without action masks")
+    parser.add_argument("--seed", type=int, default=1, help="default: 1")
+    parser.add_argument("--steps", type=int, default=1_000_000, help="default: 1000000")
+    given = parser.parse_args()
+    try:
+        config = Config(env_id=given.env, seed=given.seed, total_timesteps=given.steps, **fields)
+        env_spaces(config.env_id)
+    except ValueError as error:
+        parser.error(str(error))
+    history = train(engine, settings, config, quiet=False)
+    print(f"{given.env}: return {history['episode_return'][-1]:.1f}, the mean of the last 100 episodes")
 
 
 class PolicyGradientEngine(TorchEngine):

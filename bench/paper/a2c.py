@@ -1,16 +1,17 @@
 """Synchronous advantage actor-critic: Mnih et al. 2016 (arXiv 1602.01783), all actors waiting for each other.
 
 Each short rollout, one step of actor and critic together along the plain policy gradient, by RMSprop.
+
+    python bench/paper/a2c.py ENV [--seed 1] [--steps 1000000]
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
-from _loop import COMMON, History, PolicyGradientEngine, train_with
+from _loop import COMMON, PolicyGradientEngine, run_program
 from torch import Tensor, nn
 
 from pyppo import Config
@@ -35,12 +36,12 @@ FIELDS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """A2C's own settings, RMSprop's: Mnih et al. 2016, section 5 and supplement; epsilon as in OpenAI Baselines."""
+    """A2C's own settings, RMSprop's: Mnih et al. 2016, section 5; values of Stable-Baselines3, and so the Zoo's."""
 
     decay: float = 0.99
     """Of the running mean of squared gradients."""
     eps: float = 1e-5
-    """Added to its root."""
+    """Added to its root, as torch's RMSprop does; under the root it would be another size of step."""
 
 
 class A2CEngine(PolicyGradientEngine):
@@ -76,14 +77,5 @@ class A2CEngine(PolicyGradientEngine):
         return {"loss": loss, "policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
 
 
-def train(
-    env_id: str, seed: int, total_timesteps: int, *, settings: Settings | None = None, envs: Any = None, **fields: Any
-) -> History:
-    """Train with A2C on `env_id`; the history, as `_loop.train_with` has it.
-
-    Args:
-        settings: the algorithm's own. envs: environments of your own.
-        **fields: of `pyppo.Config`, in place of those of `FIELDS`.
-    """
-    run = {"env_id": env_id, "seed": seed, "total_timesteps": total_timesteps}
-    return train_with(partial(A2CEngine, settings=settings or Settings()), {**FIELDS, **fields, **run}, envs)
+if __name__ == "__main__":
+    run_program(__doc__, A2CEngine, Settings(), FIELDS)

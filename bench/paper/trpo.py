@@ -3,6 +3,8 @@
 Each rollout, one step of the policy: as far as possible along the natural gradient F^-1 g, F the Fisher matrix and g
 the gradient of the surrogate E[ratio * A], with mean KL(old || new) at most `max_kl`. F is the second derivative of
 that KL. It is never formed: conjugate gradient needs only its products with vectors, each a second backward pass.
+
+    python bench/paper/trpo.py ENV [--seed 1] [--steps 1000000]
 """
 
 from __future__ import annotations
@@ -10,11 +12,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from _loop import COMMON, CriticFit, History, PolicyGradientEngine, assign, flatten, train_with
+from _loop import COMMON, CriticFit, PolicyGradientEngine, assign, flatten, run_program
 from torch import Tensor, nn
 
 from pyppo import Config
@@ -176,14 +177,5 @@ class TRPOEngine(PolicyGradientEngine):
         return line_search(evaluate, self.actor_parameters, step, **limits)
 
 
-def train(
-    env_id: str, seed: int, total_timesteps: int, *, settings: Settings | None = None, envs: Any = None, **fields: Any
-) -> History:
-    """Train with TRPO on `env_id`; the history, as `_loop.train_with` has it.
-
-    Args:
-        settings: the algorithm's own. envs: environments of your own.
-        **fields: of `pyppo.Config`, in place of those of `FIELDS`.
-    """
-    run = {"env_id": env_id, "seed": seed, "total_timesteps": total_timesteps}
-    return train_with(partial(TRPOEngine, settings=settings or Settings()), {**FIELDS, **fields, **run}, envs)
+if __name__ == "__main__":
+    run_program(__doc__, TRPOEngine, Settings(), FIELDS)

@@ -2,17 +2,18 @@
 
 Each rollout, one step of Adam along the plain policy gradient of the whole rollout. "After each batch of data, the Adam
 stepsize is adjusted based on the KL divergence of the original and updated policy" (the paper's note on its figure 3).
+
+    python bench/paper/vpg.py ENV [--seed 1] [--steps 1000000]
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
-from _loop import COMMON, CriticFit, History, PolicyGradientEngine, train_with
+from _loop import COMMON, CriticFit, PolicyGradientEngine, run_program
 from torch import nn
 
 from pyppo import Config
@@ -101,14 +102,5 @@ class VPGEngine(PolicyGradientEngine):
         }
 
 
-def train(
-    env_id: str, seed: int, total_timesteps: int, *, settings: Settings | None = None, envs: Any = None, **fields: Any
-) -> History:
-    """Train with the vanilla policy gradient on `env_id`; the history, as `_loop.train_with` has it.
-
-    Args:
-        settings: the algorithm's own. envs: environments of your own.
-        **fields: of `pyppo.Config`, in place of those of `FIELDS`.
-    """
-    run = {"env_id": env_id, "seed": seed, "total_timesteps": total_timesteps}
-    return train_with(partial(VPGEngine, settings=settings or Settings()), {**FIELDS, **fields, **run}, envs)
+if __name__ == "__main__":
+    run_program(__doc__, VPGEngine, Settings(), FIELDS)

@@ -1,0 +1,125 @@
+"""Why is a score of the suite what it is? Runs that change one thing, beside those that change nothing.
+
+    python bench/causes.py [NAME ...] [--seeds 3] [--parallel 2]
+    python bench/causes.py --report
+
+One call runs what the suite's results file lacks and can be broken off at any time; what changes nothing, the suite has
+run already. Then, or with --report and nothing run, its tables in docs/results.md are written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import learning
+from _common import console, score_text
+from _report import plus_minus, provenance
+from _runs import Job, Record, finished, run_jobs
+from suite import SUITE
+from tables import ROOT, fill, table
+
+PRESET = "the preset"
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """What is changed in one of the suite's environments, by title; no change is the preset."""
+
+    env_id: str
+    variants: Mapping[str, Mapping[str, Any]]
+    base: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Changed in all of them."""
+    seeds: int = 5
+
+
+# fmt: off
+QUESTIONS: dict[str, Question] = {
+    "swimmer": Question("Swimmer-v4", {
+        PRESET: {}, "γ 0.999": {"gamma": 0.999}, "γ 0.9999": {"gamma": 0.9999},
+    }),
+    "inverted-double-pendulum": Question("InvertedDoublePendulum-v4", {
+        "as the others": {"norm_adv": "minibatch", "learning_rate": 3e-4},
+        "advantages normalised by batch": {"norm_adv": "batch", "learning_rate": 3e-4},
+        "learning rate 1e-4": {"norm_adv": "minibatch", "learning_rate": 1e-4},
+        "both: the preset": {},
+    }),
+    "halfcheetah": Question("HalfCheetah-v4", base={"log_std_init": 0.0}, seeds=3, variants={
+        "nothing else": {},
+        "1 environment x 2,048 steps": {"num_envs": 1, "num_steps": 2048},
+        "no warm-up of the statistics": {"warmup_rows": 0},
+        "20,480 rows of warm-up": {"warmup_rows": 20_480},
+        "value loss not clipped": {"clip_vloss": False},
+        "gradients not clipped": {"max_grad_norm": None},
+        "rewards not scaled": {"norm_reward": False},
+        "advantages normalised by batch": {"norm_adv": "batch"},
+        "constant learning rate": {"anneal_lr": False},
+    }),
+    "catch": Question("Catch", {"learning rate 1e-3": {"learning_rate": 1e-3}, "2.5e-3: the suite's": {}}),
+}
+# fmt: on
+
+
+def jobs_of(question: Question, title: str, seeds: int | None = None) -> list[Job]:
+    """A variant's runs, as the suite's jobs: the same run is not made twice.
+
+    Args:
+        seeds: 1 to this many; None: the question's number.
+    """
+    task = next(task for task in SUITE if task.env_id == question.env_id)
+    changed = dataclasses.replace(task, fields={**task.fields, **question.base, **question.variants[title]})
+    return learning.jobs_of([changed], "auto", range(1, (seeds or question.seeds) + 1), None)
+
+
+def row(title: str, runs: Sequence[Record]) -> list[str]:
+    """A line of a question's table."""
+    results = [record["result"] for record in runs]
+
+    def mean(name: str) -> str:
+        return plus_minus([one[name] for one in results if one[name] is not None])
+
+    each = ", ".join("–" if one["score"] is None else score_text(one["score"]) for one in results)
+    return [title, mean("score"), mean("best"), mean("evaluation"), each or "–"]
+
+
+def report(question: Question, path: Path, seeds: int | None = None) -> str:
+    """What was run for a question, as Markdown."""
+    found = {title: list(finished(jobs_of(question, title, seeds), path).values()) for title in question.variants}
+    columns = [question.env_id, "training", "highest on the way", "evaluation", "training, seeds 1, 2, …"]
+    records = [record for runs in found.values() for record in runs]
+    return f"{provenance(records)}\n\n{table(columns, [row(title, runs) for title, runs in found.items()])}"
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(QUESTIONS)} (default: all)")
+    parser.add_argument("--seeds", type=int, help="1 to this many (default: each question's number)")
+    parser.add_argument("--parallel", type=int, default=2, help="runs at a time (default: 2)")
+    parser.add_argument("--report", action="store_true", help="run nothing")
+    parser.add_argument("--results", type=Path, default=ROOT / "bench/results/suite.jsonl", metavar="FILE")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", metavar="FOLDER", help="of results.md")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    given = parse(arguments)
+    if unknown := [name for name in given.names if name not in QUESTIONS]:
+        raise SystemExit(f"{unknown[0]!r} is no question; it must be of {', '.join(QUESTIONS)}")
+    failures = []
+    for name in [] if given.report else given.names or QUESTIONS:
+        question = QUESTIONS[name]
+        for title in question.variants:
+            console.print(f"{name}: {title}")
+            jobs = jobs_of(question, title, given.seeds)
+            failures += run_jobs(jobs, given.results, parallel=given.parallel)
+    for name, question in QUESTIONS.items():
+        fill(given.docs / "results.md", f"cause-{name}", report(question, given.results))
+    if failures:
+        raise SystemExit(f"{len(failures)} of the runs failed; the same command tries them again")
+
+
+if __name__ == "__main__":
+    main()
