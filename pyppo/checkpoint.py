@@ -190,11 +190,15 @@ def load(path: str | Path, policy: nn.Module | None = None, *, device: str = "cp
     return restore_policy(checkpoint, policy).to(device)
 
 
-def check_resume(checkpoint: Checkpoint, config: Config) -> None:
+def check_resume(checkpoint: Checkpoint, config: Config, *, own_envs: bool) -> None:
     """Check, before anything is built, that training can go on from `checkpoint` with `config`.
 
+    Args:
+        own_envs: whether environments of the user's own are given.
+
     Raises:
-        ValueError: the checkpoint lacks something, `config` is of another policy or environment, or training is over.
+        ValueError: the checkpoint lacks something, `config` is of another policy or environment, the run's environments
+            are missing, or training is over.
     """
     run, state = checkpoint.run, checkpoint.state
     missing = [f"state.json lacks {name}" for name in _STATE if name not in state]
@@ -202,6 +206,8 @@ def check_resume(checkpoint: Checkpoint, config: Config) -> None:
         missing.append("optimizer.safetensors lacks rollout.steps")
     if missing:
         raise ValueError(f"{checkpoint.path} is not a usable checkpoint: {', '.join(missing)}")
+    if state.get("own_envs") and not own_envs:
+        raise ValueError(f"envs is None; it must be given, since {run} was trained in environments of your own")
     before = read_config(run)
     for name in _FIXED:
         was, wanted = getattr(before, name), getattr(config, name)

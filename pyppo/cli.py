@@ -209,10 +209,16 @@ def _resume(arguments: list[str]) -> int:
     with _plainly():
         checkpoint = load_checkpoint(given.run)
         config = read_config(checkpoint.run).replace(**changes)
+    own_envs = ", envs=the_environments" if checkpoint.state.get("own_envs") else ""
     if (kind := checkpoint.state["policy"]["class"]) not in BUILT_IN:
         raise _RefusedError(
             f"{given.run} holds a {kind}, a module of your own; go on from Python: "
-            f"pyppo.Trainer.resume({str(given.run)!r}, policy=an_instance)"
+            f"pyppo.Trainer.resume({str(given.run)!r}, policy=an_instance{own_envs})"
+        )
+    if own_envs:
+        raise _RefusedError(
+            f"{given.run} was trained in environments of your own; go on from Python: "
+            f"pyppo.Trainer.resume({str(given.run)!r}{own_envs})"
         )
     if (step := checkpoint.state["step"]) >= config.total_timesteps:
         raise _RefusedError(f"{given.run} is complete at step {step:,}; --total-timesteps must be higher to go on")

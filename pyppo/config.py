@@ -10,6 +10,7 @@ import difflib
 import json
 import math
 import operator
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -267,6 +268,10 @@ def _str(value: Any) -> str:
     return value
 
 
+def _path(value: Any) -> str:
+    return _str(os.fspath(value))
+
+
 def _sizes(value: Any) -> tuple[int, ...]:
     if isinstance(value, (str, bytes)):
         raise TypeError
@@ -358,7 +363,7 @@ _RULES: dict[str, _Rule] = {
     "precision": _choice("fp32", "bf16"),
     "device": _Rule(_str, "'auto', 'cpu', 'cuda' or 'cuda:<index>'", lambda value: bool(_DEVICE.fullmatch(value))),
     "torch_threads": _at_least(1),
-    "run_dir": _Rule(_str, "a non-empty string, or None", lambda value: value != "", optional=True),
+    "run_dir": _Rule(_path, "a non-empty path, or None", lambda value: value != "", optional=True),
     "save_interval": _at_least(0),
 }  # fmt: skip
 
@@ -396,6 +401,8 @@ def _check_names(values: Mapping[str, Any]) -> None:
     names = [entry.name for entry in dataclasses.fields(Config)]
     for key in values:
         if key not in names:
+            if key in ("envs", "policy"):
+                raise ValueError(f"{key!r} is no field of Config; pyppo.Trainer(config, {key}=...) takes your own")
             close = difflib.get_close_matches(str(key), names, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
+            hint = f"; did you mean {close[0]}?" if close else "."
             raise ValueError(f"{key!r} is no field of Config{hint} Fields: {', '.join(names)}")

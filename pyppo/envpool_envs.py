@@ -339,7 +339,8 @@ def _configured(env_id: str, options: Mapping[str, Any] | None, make: Callable[[
     if env_id not in known:
         close = difflib.get_close_matches(str(env_id), known, n=3)
         hint = f" (near: {', '.join(close)})" if close else ""
-        raise ValueError(f"env_id is {env_id!r}; it must be one of EnvPool's {len(known)} environments{hint}")
+        others = "; environments of your own, Gymnasium's too, are the envs of pyppo.Trainer(config, envs=...)"
+        raise ValueError(f"env_id is {env_id!r}; it must be one of EnvPool's {len(known)} environments{hint}{others}")
     if env_id in _CRASHING:
         raise ValueError(
             f"{env_id} cannot be trained: it is a game of several players, and EnvPool crashes at its start"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 
 from pyppo.contract import Column, Columns, Purpose, Receive, StepBatch, autoreset_of, env_seed, finite_ends
-from pyppo.gymnasium_envs import blame, final_rows, make_vector_env
+from pyppo.gymnasium_envs import blame, final_rows, finish_interrupted, make_vector_env
 from pyppo.masks import MASK, MASK_INFOS, ActionMask, dict_of, mask_shape, masks_in, split_mask
 from pyppo.spaces import ActionCheck, ObservationCheck, choices, dict_space, flatten_space
 
@@ -96,6 +98,18 @@ class EnvGroup:
     # --- spaces ------------------------------------------------------------------------------------------------------
 
     @property
+    def resets(self) -> int:
+        """How often the environments were reset, by this group or another one over them."""
+        try:
+            return _RESETS.get(self.env.unwrapped, 0)
+        except TypeError:  # not hashable, a dataclass for example: such are not watched
+            return 0
+
+    def _count_reset(self) -> None:
+        with suppress(TypeError):
+            _RESETS[self.env.unwrapped] = self.resets + 1
+
+    @property
     def obs_space(self) -> spaces.Dict:
         """Of one environment, flat."""
         return self._known_spaces()[0]
@@ -112,6 +126,7 @@ class EnvGroup:
             if look is None:
                 look = isinstance(self.env.unwrapped, (SyncVectorEnv, AsyncVectorEnv))
             if look and not self._mask_parts:
+                self._count_reset()
                 infos = self._ask(lambda: self.env.reset())[1]
             self._settle(infos)
         assert self._spaces is not None
@@ -142,6 +157,8 @@ class EnvGroup:
         EnvPool's cannot (`pyppo.envpool_envs.make_envs` did)."""
         fixed = _says(self.env.unwrapped, "seeded_when_made")
         self._actions, self._steps = None, 0
+        self._count_reset()
+        finish_interrupted(self.env.unwrapped)
         if self._pending:  # an answer nobody took would be the next one's; from an idle EnvPool it is empty
             self._pending = False
             self.env.recv()  # type: ignore[attr-defined]
@@ -400,6 +417,9 @@ _ENVS = (
     "functions that make one environment each"
 )
 
+
+_RESETS: WeakKeyDictionary[VectorEnv, int] = WeakKeyDictionary()
+"""By environments, since several groups may be over the same ones: of a trainer and of an evaluation."""
 
 # When it is asked to put arrays together of which one has another shape or dtype, as observations or infos had before.
 _NUMPY_SAYS = ("broadcast", "Output array", "Cannot cast array")

@@ -126,10 +126,15 @@ def make_group(
     policy: Any, env_id: str | None, num_envs: int, seed: int, *, env_options: Mapping[str, Any] | None = None
 ) -> EnvGroup:
     """EnvPool's environments to evaluate `policy` in; the arguments are those of `evaluate`."""
-    saved = getattr(policy, "metadata", None) or {}
+    saved, named = getattr(policy, "metadata", None) or {}, env_id is not None
     env_id = env_id or saved.get("env_id")
     if env_id is None:
         raise ValueError("env_id is None and the policy does not name its environment; it must be given")
+    if not named and saved.get("own_envs"):
+        raise ValueError(
+            f"env_id is None and the policy was trained in environments of your own ({env_id}); one of EnvPool's must "
+            "be named, or envs given"
+        )
     if env_options is None:
         kept = saved.get("env_options", {}) if saved.get("env_id") == env_id else {}
         env_options = {name: value for name, value in kept.items() if name not in _TRAINING_ONLY}
@@ -138,30 +143,43 @@ def make_group(
     if wanted is not None and any(given.get(key) != shape for key, shape in wanted.items()):
         group.close()
         raise ValueError(f"{env_id} gives observations {given}; the policy was trained on {wanted}")
+    try:
+        _check_actions(policy, group)
+    except ValueError:
+        group.close()
+        raise
     return group
 
 
 @contextmanager
 def _as_it_was(policy: Any, seed: int) -> Iterator[None]:
-    """Evaluation mode and a noise stream of its own; afterwards the policy is what it was."""
+    """Evaluation mode and a noise stream of its own; afterwards the policy is what it was.
+
+    A policy without `reseed` draws from torch's generator, which is seeded for it and put back.
+    """
     training = policy.training if isinstance(policy, nn.Module) else False
-    noise = policy.reseed(seed) if hasattr(policy, "reseed") else None
+    reseed = getattr(policy, "reseed", None)
+    noise = None if reseed is None else reseed(seed)
+    devices = {x.device for x in policy.parameters()} if isinstance(policy, nn.Module) else set()
     if training:
         policy.eval()
     try:
-        yield
+        with torch.random.fork_rng([x for x in devices if x.type == "cuda"], enabled=reseed is None):
+            if reseed is None:
+                torch.manual_seed(seed)
+            yield
     finally:
         if training:
             policy.train()
-        if noise is not None:
-            policy.reseed(*noise)
+        if reseed is not None and noise is not None:
+            reseed(*noise)
 
 
-def _check_actions(policy: Any, distribution: Distribution, group: EnvGroup) -> None:
+def _check_actions(policy: Any, group: EnvGroup) -> None:
     trained = getattr(policy, "distribution", None)
     if not isinstance(trained, Distribution):
         return
-    ours, theirs = ((x.kind, x.shape, x.nvec, x.start) for x in (trained, distribution))
+    ours, theirs = ((x.kind, x.shape, x.nvec, x.start) for x in (trained, Distribution.from_space(group.action_space)))
     if ours != theirs:
         raise ValueError(
             f"the environments' action space is {group.action_space}; the policy was trained on "
@@ -178,7 +196,7 @@ def _run(policy: Any, group: EnvGroup, episodes: int, deterministic: bool, seed:
     state = None if shape is None else _zeros(policy, (n, *shape))
     obs, valid = group.reset(seed), np.ones(n, bool)
     distribution = Distribution.from_space(group.action_space)
-    _check_actions(policy, distribution, group)
+    _check_actions(policy, group)
     while any(len(done) < wanted for done, wanted in zip(finished, quota, strict=True)):
         stored = {key: _stored(x) for key, x in obs.items()}
         given = stored["obs"] if list(stored) == ["obs"] else stored

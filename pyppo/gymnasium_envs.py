@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import SyncVectorEnv, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
+from gymnasium.vector.async_vector_env import AsyncState
 
 from pyppo.spaces import Entry, flatten_space
 
-__all__ = ["blame", "final_rows", "make_vector_env"]
+__all__ = ["blame", "final_rows", "finish_interrupted", "make_vector_env"]
+
+_OWED_SECONDS = 10.0  # how long the answer to an interrupted call is waited for
 
 
 def make_vector_env(envs: Sequence[str | Callable[[], gymnasium.Env]]) -> SyncVectorEnv:
@@ -52,6 +56,21 @@ def _pick(final: Any, path: tuple[Any, ...], row: int) -> np.ndarray:
             final, taken = final[row], True
         final = final[key]
     return np.asarray(final if taken else final[row])
+
+
+def finish_interrupted(env: VectorEnv) -> None:
+    """Take what an `AsyncVectorEnv` still owes after an interrupt (Ctrl-C): until then it refuses any other call."""
+    if not isinstance(env, AsyncVectorEnv):
+        return
+    owed = {AsyncState.WAITING_STEP: env.step_wait, AsyncState.WAITING_RESET: env.reset_wait}.get(env._state)
+    if owed is None:
+        return
+    try:
+        owed(timeout=_OWED_SECONDS)
+    except multiprocessing.TimeoutError:  # the interrupt came between two processes' answers; these are the rest
+        for pipe in env.parent_pipes:
+            while pipe.poll(0):
+                pipe.recv()
 
 
 def blame(env: VectorEnv) -> str | None:

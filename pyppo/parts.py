@@ -1,13 +1,14 @@
-"""What a trainer is put together from: the built-in policy, torch's number of threads."""
+"""What a trainer is put together from: its arguments' kinds, the policy, torch's number of threads."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from gymnasium import spaces
+from torch import nn
 
 from pyppo.actions import Distribution, stream_seed
 from pyppo.config import Config
@@ -23,6 +24,40 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def check_kinds(config: Any, policy: Any, callbacks: Any) -> None:
+    """That a trainer's arguments are what they must be: TypeError."""
+    if not isinstance(config, Config):
+        must = 'a pyppo.Config, as pyppo.Config.for_env("CartPole-v1") makes one'
+        raise TypeError(f"config is {_described(config)}; it must be {must}")
+    if policy is not None and not isinstance(policy, nn.Module):
+        raise TypeError(f"policy is {_described(policy)}; it must be a torch.nn.Module, an object of such a class")
+    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
+        raise TypeError(f"callbacks is {_described(callbacks)}; it must be a list of functions of an iteration's row")
+
+
+def _described(x: Any) -> str:
+    return f"the class {x.__name__}" if isinstance(x, type) else f"{x!r} ({type(x).__name__})"
+
+
+def settle_policy(
+    config: Config, obs_space: spaces.Dict, distribution: Distribution, policy: nn.Module | None, *, own_envs: bool
+) -> nn.Module:
+    """The policy to train: the one given, or the built-in one that the settings describe.
+
+    A given policy of the built-in classes may come from other environments: it acts in these from now on, and is saved
+    as theirs.
+
+    Raises:
+        ValueError: its actions are of another kind; or as `make_policy`.
+    """
+    if policy is None:
+        policy = make_policy(config, obs_space, distribution)
+    if isinstance(policy, ActorCriticPolicy):
+        policy.act_in(distribution)
+        policy.metadata = {"env_id": config.env_id, "env_options": config.env_options, "own_envs": own_envs}
+    return policy
 
 
 def make_policy(config: Config, obs_space: spaces.Dict, distribution: Distribution) -> ActorCriticPolicy:
@@ -53,6 +88,5 @@ def make_policy(config: Config, obs_space: spaces.Dict, distribution: Distributi
             norm_obs=config.norm_obs,
             clip_obs=config.clip_obs,
             seed=stream_seed(config.seed, "policy"),
-            metadata={"env_id": config.env_id, "env_options": config.env_options},
             **more,
         )

@@ -195,8 +195,9 @@ class Collector:
             of the first group, which is done before the others begin.
 
     Attributes:
-        ready: whether `collect` can go on from where the last rollout ended; an exception out of it, which leaves
-            environments in the middle of a step, makes `reset` necessary.
+        ready: whether `collect` can go on from where the last rollout ended. An exception out of it, which leaves
+            environments in the middle of a step, makes `reset` necessary, and so does a reset by somebody else: an
+            evaluation in the same environments, for example.
     """
 
     def __init__(
@@ -229,7 +230,16 @@ class Collector:
             rows = slice(first, first + group.num_envs)
             self._parts.append(_Part(group, rows, rollout, self._host, device, self._ended, self._finals))
             first += group.num_envs
-        self.ready = False
+        self._ready, self._resets = False, -1
+
+    @property
+    def ready(self) -> bool:
+        """Whether `collect` can go on."""
+        return self._ready and self._resets == self._count_resets()
+
+    def _count_resets(self) -> int:
+        """How often the environments were reset, by anybody."""
+        return sum(getattr(part.group, "resets", 0) for part in self._parts)
 
     @property
     def episodes(self) -> list[Episode]:
@@ -247,18 +257,20 @@ class Collector:
 
     def reset(self, seed: int | None = None) -> None:
         """Start new episodes in all environments; what was unfinished is dropped. Counters go on."""
-        self.ready = False
+        self._ready = False
         for part in self._parts:
             part.reset(seed, self.rollout.num_steps)
         self._ended[:] = False
         self._counter.reset()
-        self.ready = True
+        self._ready, self._resets = True, self._count_resets()
 
     def collect(self) -> int:
         """Fill the rollout: T steps from where the last one ended. Returns how many of its rows are valid."""
         if not self.ready:
-            raise RuntimeError("collect was called before reset, or after a collect that failed")
-        self.ready = False
+            raise RuntimeError(
+                "collect was called before reset, after a collect that failed, or after somebody else's reset"
+            )
+        self._ready = False
         self._begin()
         with self._cores or nullcontext():
             if self._cores is not None and self._cores.each:
@@ -268,7 +280,7 @@ class Collector:
         for part in self._parts:
             part.settle()
         count = self._finish()
-        self.ready = True
+        self._ready = True
         return count
 
     def _serve(self, parts: Sequence[_Part], first: int = 0, given_up: Callable[[], bool] | None = None) -> None:

@@ -67,7 +67,7 @@ class Rollout:
             return torch.zeros((rows, num_envs, *shape), dtype=dtype, device=self.device)
 
         entries = dict_space(obs_space).spaces
-        self.obs = {k: zeros(num_steps + 1, *(s.shape or ()), dtype=_storage_dtype(k, s)) for k, s in entries.items()}
+        self.obs = {k: zeros(num_steps + 1, *(s.shape or ()), dtype=storage_dtype(k, s)) for k, s in entries.items()}
         continuous = np.issubdtype(action_space.dtype, np.floating)
         action_dtype = torch.float32 if continuous else torch.int64
         self.actions = zeros(num_steps, *(action_space.shape or ()), dtype=action_dtype)
@@ -132,7 +132,8 @@ class _KnownRows(NamedTuple):
 _SIGNED = {"uint16": torch.int32, "uint32": torch.int64, "uint64": torch.int64}
 
 
-def _storage_dtype(name: str, space: spaces.Space) -> torch.dtype:
+def storage_dtype(name: str, space: spaces.Space) -> torch.dtype:
+    """How a rollout keeps an observation's entry: floats as float32, unsigned integers above 8 bits as signed ones."""
     if name == MASK:
         return torch.bool
     if np.issubdtype(space.dtype, np.floating):

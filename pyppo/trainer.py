@@ -26,15 +26,14 @@ from pyppo.envs import Envs, as_groups
 from pyppo.estimate import estimate
 from pyppo.finite import find_bad_output, find_bad_parameter, find_not_finite
 from pyppo.normalize import ObservationNormalizer, RewardScaler
-from pyppo.parts import make_policy, torch_threads
-from pyppo.policy import describe_policy
+from pyppo.parts import check_kinds, settle_policy, torch_threads
+from pyppo.policy import BUILT_IN, describe_policy
 from pyppo.rollout import Collector
+from pyppo.schedules import Schedules
 from pyppo.stepping import Stepping, choose, make_groups
 from pyppo.storage import Rollout
 from pyppo.trained import Result
 from pyppo.warmup import random_rows
-
-_LEARNING_RATES = (1e-6, 1e-2)  # bounds of the KL-adaptive learning rate
 
 
 def train(
@@ -88,21 +87,34 @@ class Trainer:
         callbacks: Sequence[Callable[[report.Row], None]] = (),
         resume_from: checkpoints.Checkpoint | None = None,
     ) -> None:
-        groups = None if envs is None else as_groups(envs)
-        if groups is None:
-            obs_space, action_space = env_spaces(config.env_id, config.env_options)
+        check_kinds(config, policy, callbacks)
+        self.callbacks, self._quiet = list(callbacks), quiet
+        self._own_envs = envs is not None
+        self.groups = [] if envs is None else as_groups(envs)
+        try:
+            self._assemble(config, policy, resume_from)
+        except BaseException:
+            self.close()
+            raise
+
+    def _assemble(self, config: Config, policy: nn.Module | None, resume_from: checkpoints.Checkpoint | None) -> None:
+        """Make or check all the parts; what `__init__` was given is known to be of the right kinds."""
+        if self._own_envs:
+            obs_space, action_space = self.groups[0].obs_space, self.groups[0].action_space
+            config = config.replace(num_envs=sum(group.num_envs for group in self.groups), num_groups=1)
+            if config.num_minibatches > config.num_envs:
+                config = config.fit_minibatches()
         else:
-            obs_space, action_space = groups[0].obs_space, groups[0].action_space
-            config = config.replace(num_envs=sum(g.num_envs for g in groups), num_groups=1)
+            obs_space, action_space = env_spaces(config.env_id, config.env_options)
         if resume_from is not None:
-            checkpoints.check_resume(resume_from, config)
+            checkpoints.check_resume(resume_from, config, own_envs=self._own_envs)
         self.config = config
         self.rebuild = 0 if resume_from is None else int(resume_from.state["rebuild"]) + 1
         distribution = Distribution.from_space(action_space, config.action_bounds)
         own_policy = policy is not None
         if resume_from is not None:
             policy = checkpoints.restore_policy(resume_from, policy)
-        self.policy: Any = policy if policy is not None else make_policy(config, obs_space, distribution)
+        self.policy: Any = settle_policy(config, obs_space, distribution, policy, own_envs=self._own_envs)
         normalizer = getattr(self.policy, "normalizer", None)
         self._normalizer = normalizer if isinstance(normalizer, ObservationNormalizer) else None
         if config.norm_obs and self._normalizer is None:
@@ -119,12 +131,11 @@ class Trainer:
         self.stepping: Stepping | None = None
         cores: Cores | None = None
         self._at_once = False  # whether groups are served at the same time
-        if groups is None:
+        if not self._own_envs:
             self.stepping = self._choose_stepping(own_policy)
             way = self.stepping.way
-            groups = make_groups(config, way, rebuild=self.rebuild)
-            cores, self._at_once = way.cores(groups), way.at_once
-        self.groups = groups
+            self.groups = make_groups(config, way, rebuild=self.rebuild)
+            cores, self._at_once = way.cores(self.groups), way.at_once
         self.rollout = Rollout(
             config.num_steps,
             config.num_envs,
@@ -133,24 +144,23 @@ class Trainer:
             device=self.engine.device,
             store_dist=self.engine.dist_shapes,
             state_shape=self.engine.state_shape,
-            same_step=groups[0].autoreset == "same_step",
+            same_step=self.groups[0].autoreset == "same_step",
         )
         self.reward_scaler = RewardScaler(config.num_envs, config.gamma, config.clip_reward)
         scale = self.reward_scaler.scale if config.norm_reward else None
         self.collector = Collector(self.groups, self.rollout, self._act, self.engine.value, scale=scale, cores=cores)
-        self.iteration, self.kl_coef, self.learning_rate = 0, config.kl_coef, config.learning_rate
+        self.iteration, self.schedules = 0, Schedules(config)
         self.steps = 0  # valid steps of finished iterations
         self.history, self.clock = report.History(), report.Clock()
         self.run_dir: Path | None = None
+        self._metrics: report.MetricsFile | None = None
         self._saved: tuple[int, Path] | None = None  # the last checkpoint and the iteration it is of
         self._partial_update = False
         if resume_from is not None:
             self._restore(resume_from)
         elif config.run_dir is not None:
             self.run_dir = checkpoints.new_run_dir(config.run_dir, config)
-        self.callbacks, self._quiet = list(callbacks), quiet
         self._reporter: report.Reporter | None = None
-        self._metrics: report.MetricsFile | None = None
         self._warm = resume_from is not None
         self._resets = 0
 
@@ -203,7 +213,8 @@ class Trainer:
     def train(self) -> Result:
         """Iterate until `total_timesteps` valid steps are done; save; Ctrl-C ends it early and saves too.
 
-        Called again after that, it goes on: in new episodes where Ctrl-C came while the environments stepped.
+        Called again after that, it goes on: in new episodes where Ctrl-C came while the environments stepped. An error
+        saves too, and says where, unless it is that numbers are no longer finite.
         """
         self._reporter = report.make_reporter(self.config.total_timesteps, quiet=self._quiet)
         if not self._quiet:
@@ -216,19 +227,39 @@ class Trainer:
         except KeyboardInterrupt:
             interrupted = True
             saved = self._save_once()
-            where = f"saved {saved}; go on with `pyppo resume {self.run_dir}`" if saved else "nothing was saved"
-            self._reporter.message(f"interrupted at step {self.steps:,}: {where}")
+            self._reporter.message(f"interrupted at step {self.steps:,}: {self._how_to_go_on(saved)}")
+        except FloatingPointError:
+            raise  # what would be saved is what went wrong
+        except Exception as error:
+            error.add_note(f"training stopped at step {self.steps:,}: {self._how_to_go_on(self._try_to_save())}")
+            raise
         finally:
             self._reporter.close()
             self._reporter = None
         return Result(self.policy, self.history, self.config, self.run_dir, interrupted)
+
+    def _how_to_go_on(self, saved: Path | None) -> str:
+        """Where training was saved, and what takes it from there."""
+        if saved is None:
+            return "nothing was saved"
+        own = {"envs": self._own_envs, "policy": type(self.policy) not in BUILT_IN.values()}
+        given = "".join(f", {name}=..." for name, is_own in own.items() if is_own)
+        call = f'pyppo.Trainer.resume("{self.run_dir}"{given})' if given else f"pyppo resume {self.run_dir}"
+        return f"saved {saved}; go on with `{call}`"
+
+    def _try_to_save(self) -> Path | None:
+        """Save after an error, which matters more than one of saving."""
+        try:
+            return self._save_once()
+        except Exception:
+            return None
 
     def step(self) -> dict[str, float]:
         """One iteration. Returns its row of the history."""
         with torch_threads(self.config.torch_threads):
             self._start()
             self._open_run()
-            schedule = self._schedule()
+            schedule = self.schedules.at(self.steps)
             with self.clock.phase("env"), self._told_why():
                 self.collector.collect()
             with self.clock.phase("gae"):
@@ -241,14 +272,15 @@ class Trainer:
             self._check_finite(metrics)
             self.iteration += 1
             self._learn_statistics()
-            self._adapt(metrics["kl"])
+            self.schedules.adapt(metrics["kl"])
             row = self._record({**metrics, "explained_variance": float(explained_variance)}, schedule)
         if self.config.save_interval and self.iteration % self.config.save_interval == 0:
             self.save()
         return row
 
     def _start(self) -> None:
-        """Before the first iteration, or the first after one that broke off: warm up once, begin the episodes."""
+        """Before the first iteration, or the first after one that broke off or after somebody else reset the
+        environments: warm up once, begin the episodes."""
         if self.collector.ready:
             return
         config, normalizer = self.config, self._normalizer
@@ -272,13 +304,6 @@ class Trainer:
             checkpoints.discard_after(self.run_dir, self.steps)
             checkpoints.write_config(self.run_dir, self.config)
         self._metrics = report.MetricsFile(metrics)
-
-    def _schedule(self) -> Schedule:
-        """The coefficients for the coming rollout, from the share of steps that is done."""
-        config = self.config
-        left = max(0.0, 1.0 - self.steps / config.total_timesteps)  # `step` may go on past the total
-        learning_rate = config.learning_rate * left if config.anneal_lr else self.learning_rate
-        return Schedule(learning_rate, config.clip_coef, config.ent_coef, self.kl_coef)
 
     def _act(self, rollout: Rollout, t: int, rows: slice) -> np.ndarray:
         start = time.perf_counter()
@@ -324,16 +349,6 @@ class Trainer:
                 obs = {key: x[rows] for key, x in obs.items()}
             self._normalizer.update(obs)
 
-    def _adapt(self, kl: float) -> None:
-        """Move the KL coefficient (Schulman et al. 2017, section 4) or the learning rate on the exact KL."""
-        target, rate_target = self.config.kl_target, self.config.adaptive_lr_kl
-        if target is not None and math.isfinite(kl):
-            self.kl_coef *= 2.0 if kl > 1.5 * target else 0.5 if kl < target / 1.5 else 1.0
-        if rate_target is not None and math.isfinite(kl):
-            factor = 1 / 1.5 if kl > 2.0 * rate_target else 1.5 if kl < rate_target / 2.0 else 1.0
-            low, high = _LEARNING_RATES
-            self.learning_rate = min(max(self.learning_rate * factor, low), high)
-
     # --- report and save ---------------------------------------------------------------------------------------------
 
     def _record(self, metrics: Mapping[str, float], schedule: Schedule) -> dict[str, float]:
@@ -372,7 +387,7 @@ class Trainer:
         }
         state = {
             "step": self.steps, "iteration": self.iteration, "rebuild": self.rebuild, "time": self.clock.total,
-            "kl_coef": self.kl_coef, "learning_rate": self.learning_rate, **self.history.state_dict(),
+            "own_envs": self._own_envs, **self.schedules.state_dict(), **self.history.state_dict(),
             "policy": checkpoints.policy_recipe(self.policy), "torch": torch.__version__,
             "engine": {"name": self.engine.name, "reason": self.engine.reason},
             "partial_update": self._partial_update,
@@ -395,7 +410,7 @@ class Trainer:
         self.rollout.steps.copy_(tensors["rollout.steps"])
         self.steps = self.collector.valid_steps = int(state["step"])
         self.iteration, self.clock.total = int(state["iteration"]), float(state["time"])
-        self.kl_coef, self.learning_rate = float(state["kl_coef"]), float(state["learning_rate"])
+        self.schedules.load_state_dict(state, checkpoints.read_config(checkpoint.run))
         self.history.load_state_dict(state)
         self.run_dir, self._saved = checkpoint.run, (self.iteration, checkpoint.path)
         metrics = self.run_dir / "metrics.jsonl"
@@ -404,8 +419,8 @@ class Trainer:
 
     def close(self) -> None:
         """Close the metrics file, and the environments unless they are yours."""
-        if self._metrics is not None:
-            self._metrics.close()
+        if (metrics := getattr(self, "_metrics", None)) is not None:  # `__init__` may have failed before
+            metrics.close()
         for group in self.groups:
             if group.owned:
                 group.close()

@@ -152,7 +152,7 @@ def test_a_bug_keeps_its_traceback(command, run, monkeypatch):
     def broken(*arguments, **settings):
         raise ValueError("a bug")
 
-    target = "pyppo.trainer.make_policy" if command == "train" else "pyppo.evaluation._run"
+    target = "pyppo.trainer.settle_policy" if command == "train" else "pyppo.evaluation._run"
     monkeypatch.setattr(target, broken)
     arguments = ["train", "CartPole-v1", *SHORT] if command == "train" else ["eval", str(run)]
     with pytest.raises(ValueError, match="a bug"):

@@ -118,6 +118,82 @@ def test_act_is_asked_where_heads_serve(policy, distribution, act, error, messag
         check_policy(probed, OBS, distribution, torch.device("cpu"))
 
 
+class Stretched(Normal):
+    """`act` gives what `heads` means as it is, whatever the environments' coordinates are."""
+
+
+@pytest.mark.parametrize(
+    ("policy", "space", "action_bounds", "message"),
+    [
+        (
+            Stretched,
+            spaces.Box(0, 10, (2,), np.float32),
+            "rescale",
+            r"it must be \[.*for the mean that heads\(\) gives",
+        ),
+        (Heads, spaces.Discrete(2, start=5), "clip", r"it must be actions of .* from 5 to 6"),
+    ],
+)
+def test_act_gives_what_the_environments_take(policy, space, action_bounds, message):
+    distribution = Distribution.from_space(space, action_bounds)
+    with pytest.raises(ValueError, match=r"act\(deterministic=True\) gave .*" + message):
+        check_policy(policy(), OBS, distribution, torch.device("cpu"))
+
+
+def test_act_in_the_environments_coordinates_passes():
+    distribution = Distribution.from_space(spaces.Box(0, 10, (2,), np.float32), "rescale")
+    right = Stretched()
+    plain = right.act
+    right.act = lambda obs, deterministic=False: distribution.to_env(plain(obs))
+    check_policy(right, OBS, distribution, torch.device("cpu"))
+    shifted = Distribution.from_space(spaces.Discrete(2, start=5))
+    right = Heads()
+    plain_heads = right.act
+    right.act = lambda obs, deterministic=False: plain_heads(obs) + 5
+    check_policy(right, OBS, shifted, torch.device("cpu"))
+
+
+class NoMode(Heads):
+    def act(self, obs):
+        return super().act(obs)
+
+
+class Extra(Heads):
+    def get_extra_state(self):
+        return {"note": "kept"}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def test_what_would_fail_after_the_training_fails_before_it():
+    with pytest.raises(ValueError, match="unexpected keyword argument 'deterministic'"):
+        check_policy(NoMode(), OBS, DISCRETE, torch.device("cpu"))
+    with pytest.raises(TypeError, match=r"state_dict\(\)\['_extra_state'\], a dict; it must be a tensor, to be saved"):
+        check_policy(Extra(), OBS, DISCRETE, torch.device("cpu"))
+
+
+class Whole(Heads):
+    """Of integers from 1 to 6."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.critic = nn.Embedding(6, 2), nn.Embedding(6, 1)
+
+    def heads(self, obs):
+        symbols = (obs["obs"][:, 0] % 7 - 1).long()
+        return {"logits": self.layer(symbols)}, self.critic(symbols).squeeze(1)
+
+    def act(self, obs, deterministic=False):
+        return self.heads({"obs": torch.as_tensor(obs)})[0]["logits"].detach().numpy().argmax(1)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint16, np.uint8])
+def test_integers_are_asked_about_as_the_space_and_the_rollout_have_them(dtype):
+    obs = spaces.Dict({"obs": spaces.Box(1, 6, (1,), dtype)})
+    check_policy(Whole(), obs, DISCRETE, torch.device("cpu"))
+
+
 def test_the_noise_of_a_built_in_policy_is_left_as_it_was():
     first, second = (MLPPolicy(OBS, DISCRETE, seed=3) for _ in range(2))
     check_policy(first, OBS, DISCRETE, torch.device("cpu"))

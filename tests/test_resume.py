@@ -64,6 +64,30 @@ def test_resuming_with_a_module_of_ones_own(tmp_path):
 
 
 @envpool
+@pytest.mark.parametrize(
+    ("before", "changes", "used"),
+    [
+        ({"anneal_lr": False, "learning_rate": 3e-3}, {"learning_rate": 1e-6}, ("learning_rate", 1e-6)),
+        ({"learning_rate": 3e-3}, {"anneal_lr": False, "learning_rate": 1e-6}, ("learning_rate", 1e-6)),
+        ({"objective": "kl", "kl_coef": 1.0}, {"kl_coef": 5.0}, ("kl_coef", 5.0)),
+        ({"objective": "kl", "kl_coef": 1.0, "kl_target": 1e9}, {}, ("kl_coef", None)),  # halved in each iteration
+        ({"objective": "kl", "kl_coef": 1.0, "kl_target": 1e9}, {"kl_coef": 5.0}, ("kl_coef", 5.0)),
+        ({"anneal_lr": False, "adaptive_lr_kl": 1e9, "learning_rate": 1e-4}, {}, ("learning_rate", None)),
+        ({"anneal_lr": False, "adaptive_lr_kl": 1e9}, {"learning_rate": 1e-5}, ("learning_rate", 1e-5)),
+    ],
+)
+def test_a_resumed_run_uses_the_settings_that_are_changed(tmp_path, before, changes, used):
+    first = Trainer(config_for(run_dir=str(tmp_path), **before), probes.TerminalReward(num_envs=8), quiet=True)
+    first.train()
+    name, value = used
+    value = getattr(first.schedules, name) if value is None else value
+    second = Trainer.resume(
+        first.run_dir, probes.TerminalReward(num_envs=8), quiet=True, total_timesteps=10**9, **changes
+    )
+    assert getattr(second.schedules, name) == value
+    assert second.step()[name] == pytest.approx(value)
+
+
 def test_a_resumed_run_does_not_replay_its_first_episodes(tmp_path):
     config = config_for(env_id="CartPole-v1", run_dir=str(tmp_path), total_timesteps=200)
     with Trainer(config, quiet=True) as first:

@@ -138,19 +138,19 @@ def test_batch_normalised_advantages():
 def test_adaptive_kl_coefficient(kl, factor):
     config = config_for(objective="kl", kl_target=0.01, kl_coef=3.0)
     trainer = Trainer(config, probes.ActionReward(), quiet=True)
-    trainer._adapt(kl)
-    assert trainer.kl_coef == 3.0 * factor
+    trainer.schedules.adapt(kl)
+    assert trainer.schedules.kl_coef == 3.0 * factor
 
 
 @pytest.mark.parametrize(("kl", "rate"), [(0.1, 2e-3), (0.01, 3e-3), (0.001, 4.5e-3)])
 def test_adaptive_learning_rate(kl, rate):
     config = config_for(adaptive_lr_kl=0.01, anneal_lr=False, learning_rate=3e-3)
     trainer = Trainer(config, probes.ActionReward(), quiet=True)
-    trainer._adapt(kl)
-    assert trainer.learning_rate == pytest.approx(rate)
+    trainer.schedules.adapt(kl)
+    assert trainer.schedules.learning_rate == pytest.approx(rate)
     for _ in range(50):
-        trainer._adapt(kl)
-    assert 1e-6 <= trainer.learning_rate <= 1e-2
+        trainer.schedules.adapt(kl)
+    assert 1e-6 <= trainer.schedules.learning_rate <= 1e-2
 
 
 def test_kl_adaptive_schedules_run():

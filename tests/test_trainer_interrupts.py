@@ -1,10 +1,14 @@
 """Ctrl-C: what is saved and said, and how training goes on afterwards."""
 
+import time
+
+import gymnasium as gym
 import probes
 import pytest
 import torch
-from trainer_cases import config_for, envpool
+from trainer_cases import OwnPolicy, config_for, envpool
 
+import pyppo
 from pyppo import checkpoint
 from pyppo.trainer import Trainer
 
@@ -18,8 +22,61 @@ def test_interrupting_saves_and_says_so(tmp_path, capsys):
     result = Trainer(config, probes.TerminalReward(num_envs=8), quiet=True, callbacks=[interrupt]).train()
     assert result.interrupted
     assert "interrupted at step" in (said := capsys.readouterr().err)
-    assert "pyppo resume" in said
+    assert f'pyppo.Trainer.resume("{result.run_dir}", envs=...)' in said
     assert checkpoint.load_checkpoint(result.run_dir).state["iteration"] == 2
+
+
+@envpool
+@pytest.mark.parametrize("own_policy", [False, True])
+def test_what_is_said_goes_on(tmp_path, capsys, own_policy):
+    def interrupt(row):
+        raise KeyboardInterrupt
+
+    fields = {"env_id": "CartPole-v1", "num_envs": 2, "num_groups": 1, "env_threads": 1, "one_core": False}
+    policy = CartPolePolicy() if own_policy else None
+    with Trainer(
+        config_for(run_dir=str(tmp_path), **fields), policy=policy, quiet=True, callbacks=[interrupt]
+    ) as trainer:
+        run = trainer.train().run_dir
+    command = f'pyppo.Trainer.resume("{run}", policy=...)' if own_policy else f"pyppo resume {run}"
+    assert f"go on with `{command}`" in capsys.readouterr().err
+
+
+class CartPolePolicy(OwnPolicy):
+    """The same of four observations."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk[0] = torch.nn.Linear(4, 16)
+
+
+@pytest.mark.parametrize("save_interval", [0, 10])
+def test_an_error_loses_nothing_that_was_learned(tmp_path, save_interval):
+    def fail(row):
+        if row["iteration"] == 3:
+            raise RuntimeError("the logger has no disk left")
+
+    config = config_for(run_dir=str(tmp_path), save_interval=save_interval)
+    trainer = Trainer(config, probes.TerminalReward(num_envs=8), quiet=True, callbacks=[fail])
+    with pytest.raises(RuntimeError, match="no disk left") as error:
+        trainer.train()
+    saved = checkpoint.load_checkpoint(trainer.run_dir)
+    assert saved.state["iteration"] == 3
+    assert saved.state["sha256"] == checkpoint.parameter_sha256(trainer.policy)
+    assert any(f"saved {saved.path}; go on with" in note for note in error.value.__notes__)
+
+
+def test_an_error_of_saving_does_not_hide_the_first(tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise OSError("disk full")
+
+    trainer = Trainer(config_for(run_dir=str(tmp_path)), probes.TerminalReward(num_envs=8), quiet=True)
+    trainer.step()
+    monkeypatch.setattr(trainer.engine, "update", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", fail)
+    with pytest.raises(ZeroDivisionError) as error:
+        trainer.train()
+    assert "nothing was saved" in error.value.__notes__[0]
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
@@ -117,3 +174,39 @@ def test_training_goes_on_after_an_interrupt_in_envpool(monkeypatch, num_groups,
         pushed = (obs[1:, :, 1] > obs[:-1, :, 1]) == (actions == 1)
         assert pushed[trainer.rollout.valid].all()
         assert done.any()
+
+
+class Slow(gym.Wrapper):
+    """Steps that take long enough to be interrupted."""
+
+    def step(self, action):
+        time.sleep(0.01)
+        return self.env.step(action)
+
+
+def slow_cart_pole():
+    return Slow(gym.make("CartPole-v1"))
+
+
+def test_training_goes_on_after_ctrl_c_in_other_processes(tmp_path):
+    # Only this process gets the signal: a shell's Ctrl-C would end Gymnasium's worker processes too.
+    envs = gym.vector.AsyncVectorEnv([slow_cart_pole] * 2)
+    try:
+        trainer = Trainer(config_for(total_timesteps=200), envs, quiet=True)
+        send, sent = envs.step_async, []
+
+        def interrupted(actions):
+            send(actions)
+            if not sent and trainer.iteration == 2:
+                sent.append(True)
+                raise KeyboardInterrupt
+
+        envs.step_async = interrupted
+        assert trainer.train().interrupted
+        assert envs._state.value == "step"
+        result = trainer.train()
+        assert not result.interrupted
+        assert result.history["step"][-1] >= 200
+        assert len(pyppo.evaluate(result.policy, envs=envs, episodes=2).returns) == 2
+    finally:
+        envs.close()

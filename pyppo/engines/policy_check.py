@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from pyppo.actions import Distribution
 from pyppo.masks import MASK
 from pyppo.policy import Minibatch
+from pyppo.storage import storage_dtype
 
 _BATCHES = (3, 1)  # one row too: that is where a squeeze() too many shows
 _STEPS = 2  # of sequences, for a policy with a state
 
 
 def check_policy(policy: nn.Module, obs_space: spaces.Dict, distribution: Distribution, device: torch.device) -> None:
-    """Call a policy once and see whether what it gives has the right names, shapes and dtypes, and is finite.
+    """Call a policy once and see whether what it gives has the right names, shapes and dtypes, and is finite; whether
+    `act` gives the environments' actions; whether its state can be saved.
 
     It is asked about observations of zero, or what comes nearest in the space, 3 rows and then 1, the one in `eval`
     mode, where batch normalisation can take it. Its buffers, its noise (where it has `reseed`, as the built-in ones do)
@@ -30,6 +32,9 @@ def check_policy(policy: nn.Module, obs_space: spaces.Dict, distribution: Distri
     Raises:
         ValueError, TypeError: something is wrong; names the method, what it gave and what it must be.
     """
+    for name, x in policy.state_dict().items():
+        if not isinstance(x, Tensor):
+            raise TypeError(f"policy has state_dict()[{name!r}], {_described(x)}; it must be a tensor, to be saved")
     with _left_alone(policy, device):
         for count in _BATCHES:
             if count == 1:
@@ -81,9 +86,12 @@ class _Probe:
             for x in state:
                 self._check_state("heads()", x)
             self._check_options(prepared)
-            self._act()  # nobody trains with it: a wrong one would show in `evaluate`, after the training
+            # Nobody trains with `act`: a wrong one would show in `evaluate`, after the training.
+            self._act(deterministic=False)
+            self._check_mode(params, self._act(deterministic=True))
             return
-        actions = self._act()
+        self._act(deterministic=True)  # `evaluate` asks for it, after the training
+        actions = self._act(deterministic=False)
         given = self._call("evaluate", prepared, actions, *self._state())
         logp, entropy, value = self._parts("evaluate", given, ("logp", "entropy", "value"))
         for name, x in (("logp", logp), ("entropy", entropy), ("value", value)):
@@ -130,15 +138,16 @@ class _Probe:
             return prepared.unflatten(0, self.rows)
         return type(prepared)({name: x.unflatten(0, self.rows) for name, x in prepared.items()})  # type: ignore[call-arg]
 
-    def _act(self) -> Tensor:
+    def _act(self, *, deterministic: bool) -> Tensor:
         """Actions of `act`, checked, as `evaluate` takes them."""
         last = {name: x[-1] if self.shape is not None else x for name, x in self.obs.items()}
         arrays: Any = {name: x.cpu().numpy() for name, x in last.items()}
         arrays = arrays["obs"] if list(arrays) == ["obs"] else arrays
+        how = {"deterministic": True} if deterministic else {}  # as `evaluate` and as the trainer call it
         if self.shape is None:
-            actions = self._call("act", arrays)
+            actions = self._call("act", arrays, **how)
         else:
-            given = self._call("act", arrays, state=self._state()[0])
+            given = self._call("act", arrays, **how, state=self._state()[0])
             actions, state = self._parts("act", given, ("actions", "state"))
             self._check_state("act()", state)
         wanted = (self.count, *self.distribution.shape)
@@ -153,6 +162,31 @@ class _Probe:
             raise ValueError(f"act() gave an action that is not finite: {array[~np.isfinite(array)][0]}")
         tensor = torch.as_tensor(array, device=self.device).to(torch.float32 if normal else torch.int64)
         return tensor if self.shape is None else torch.stack([tensor] * _STEPS)
+
+    def _check_mode(self, params: Mapping[str, Tensor], actions: Tensor) -> None:
+        """With `heads`, the trainer sends the environments what `Distribution.to_env` makes of a sample; `act`, which
+        `evaluate` sends as it is, must mean the same actions."""
+        family = self.distribution
+        last = actions[-1] if self.shape is not None else actions
+        if family.kind == "normal":
+            if self.policy.training:  # dropout and the like: two calls differ
+                return
+            mean = params["mean"].detach()
+            mean = mean[-1] if self.shape is not None else mean
+            wanted = torch.as_tensor(family.to_env(mean.cpu().numpy())).to(last)
+            given = torch.as_tensor(family.clip(last.cpu().numpy())).to(last)
+            if self.count == 1 and not torch.allclose(given, wanted, rtol=1e-3, atol=1e-3):
+                must = f"{wanted[0].tolist()}, the environments' action for the mean that heads() gives"
+                how = f"action_bounds is {family.action_bounds!r}"
+                raise ValueError(f"act(deterministic=True) gave {last[0].tolist()}; it must be {must} ({how})")
+            return
+        low = np.array(family.start or 0).reshape(family.shape if family.start else ())
+        nvec = 2 if family.nvec is None else np.array(family.nvec).reshape(family.shape)
+        array = last.cpu().numpy()
+        if not ((array >= low) & (array < low + nvec)).all():
+            high = (low + nvec - 1).tolist()
+            must = f"actions of the environments' space, from {low.tolist()} to {high}"
+            raise ValueError(f"act(deterministic=True) gave {array.tolist()}; it must be {must}")
 
     def _array(self, actions: Any) -> np.ndarray:
         """What `act` gave as an array, as an environment would take it."""
@@ -245,8 +279,11 @@ def _observation(space: spaces.Space, name: str, rows: tuple[int, ...]) -> Tenso
     if np.issubdtype(space.dtype, np.floating):
         low, high = (np.broadcast_to(getattr(space, name, 0), full) for name in ("low", "high"))
         return torch.from_numpy(np.clip(np.zeros(full, np.float32), low, high).astype(np.float32))
-    lowest = np.broadcast_to(np.asarray(getattr(space, "start", 0)), full)
-    return torch.from_numpy(np.array(lowest, dtype=space.dtype))
+    if isinstance(space, spaces.Box):
+        nearest = np.clip(np.zeros(full, space.dtype), space.low, space.high)
+    else:
+        nearest = np.array(np.broadcast_to(np.asarray(getattr(space, "start", 0)), full), dtype=space.dtype)
+    return torch.as_tensor(nearest.astype(np.int64)).to(storage_dtype(name, space))
 
 
 def _described(x: Any) -> str:

@@ -129,8 +129,8 @@ class SequenceEngine(TorchEngine):
         state = state.to(self.device, self.flat.data.dtype)
         if self.fused:
             return self._call(self.policy.heads, self._one_step(tensors), state)[1].squeeze(0)
-        actions = torch.as_tensor(np.asarray(self.policy.act(self._arrays(tensors), state=state)[0]))
-        given = self._one_step(tensors), actions.to(self.device).unsqueeze(0), state
+        actions = self._as_stored(np.asarray(self.policy.act(self._arrays(tensors), state=state)[0]))
+        given = self._one_step(tensors), actions.unsqueeze(0), state
         return self._call(self.policy.evaluate, *given)[2].squeeze(0)
 
     def bootstrap(self, rollout: Rollout) -> None:

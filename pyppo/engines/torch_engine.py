@@ -18,7 +18,7 @@ from pyppo.engines import Schedule, as_tensors
 from pyppo.engines.objective import APPROX_KL, STATS, dist_shapes, kl_limit, loss_settings, mean_metrics
 from pyppo.engines.optimizer import OptimizerState
 from pyppo.features import Prepared
-from pyppo.policy import Minibatch
+from pyppo.policy import BUILT_IN, Minibatch
 from pyppo.results import Sample
 from pyppo.rollout import Rollout
 
@@ -110,6 +110,8 @@ class TorchEngine:
             raise ValueError(
                 f"precision is 'bf16'; it must be 'fp32', since the policy's parameters are {self.flat.data.dtype}"
             )
+        # A module of the user's own may keep a tensor for later; one of inference mode could not be trained with.
+        self._no_gradients = torch.inference_mode if type(policy) in BUILT_IN.values() else torch.no_grad
         self._noise_seed = stream_seed(config.seed, "act")
         self._order_seed = stream_seed(config.seed, "minibatches")
 
@@ -120,7 +122,7 @@ class TorchEngine:
         obs = {key: x[t, rows] for key, x in rollout.obs.items()}
         if not self.fused:
             return self._act_by_policy(rollout, t, rows, obs)
-        with torch.inference_mode():
+        with self._no_gradients():
             params, value = self._call(self.policy.heads, self._prepare(obs))
             return self._store(rollout, t, rows, params, value)
 
@@ -159,6 +161,11 @@ class TorchEngine:
         rollout.logp[t, rows], rollout.values[t, rows] = logp, value
         return self.distribution.clip(actions)
 
+    def _as_stored(self, actions: np.ndarray) -> Tensor:
+        """What `act` gave, in the dtype that a rollout keeps and that `evaluate` sees in training."""
+        kind = torch.float32 if self.distribution.kind == "normal" else torch.int64
+        return torch.as_tensor(actions, device=self.device).to(kind)
+
     def _policy_actions(self, obs: dict[str, Tensor]) -> np.ndarray:
         return np.asarray(self.policy.act(self._arrays(obs)))
 
@@ -176,7 +183,7 @@ class TorchEngine:
             return cast("Tensor", self._call(self.policy.value, prepared))
         if self.fused:
             return cast("Tensor", self._call(self.policy.heads, prepared)[1])
-        actions = torch.as_tensor(self._policy_actions(tensors), device=self.device)
+        actions = self._as_stored(self._policy_actions(tensors))
         return cast("Tensor", self._call(self.policy.evaluate, prepared, actions)[2])
 
     def bootstrap(self, rollout: Rollout) -> None:

@@ -84,7 +84,8 @@ class ActorCriticPolicy(nn.Module):
         norm_obs: normalise float observations by running statistics that belong to the policy.
         clip_obs: limit of normalised observations; None: no limit.
         seed: of the initial weights and of `act`'s own noise; the global generator is left alone.
-        metadata: JSON-able facts saved with the policy (`env_id`, `env_options`).
+        metadata: JSON-able facts saved with the policy (`env_id`, `env_options`, and `own_envs`: whether it was trained
+            in environments of the user's own).
 
     Raises:
         TypeError, ValueError: an observation entry, the network or a setting is not one of these.
@@ -247,6 +248,19 @@ class ActorCriticPolicy(nn.Module):
         if not deterministic:
             self._noise = (seed, step + 1)
         return self.distribution.to_env(sample.actions.cpu().numpy())
+
+    def act_in(self, distribution: Distribution) -> None:
+        """Act in environments with other bounds, another first action or another `action_bounds` from now on.
+
+        Raises:
+            ValueError: it is of another kind, or of another shape.
+        """
+        ours, theirs = ((x.kind, x.shape, x.nvec) for x in (self.distribution, distribution))
+        if ours != theirs:
+            both = (self.distribution, distribution)
+            given, wanted = (f"{x.kind} of shape {x.shape} with {x.num_params} parameters" for x in both)
+            raise ValueError(f"policy has actions that are {given}; they must be {wanted}, as the environments'")
+        self.distribution = distribution
 
     def reseed(self, seed: int, step: int = 0) -> tuple[int, int]:
         """Restart the noise of `act`; returns the (seed, step) that it had."""

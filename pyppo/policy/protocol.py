@@ -65,7 +65,8 @@ class Policy(Protocol):
         ...
 
     def act(self, obs: Observation, deterministic: bool = False) -> np.ndarray:
-        """Actions for observations in the storage dtype, NumPy in and out, a single one or a batch.
+        """Actions, as the environments take them, for observations in the storage dtype; NumPy in and out, a single one
+        or a batch. With `heads`, what `Distribution.to_env` makes of a sample, or of the mode.
 
         Training and `pyppo.evaluate` hand it plain arrays (dicts where the environment's observations are) in the
         same dtypes as `evaluate`: float32 even where the environment gives float64.
