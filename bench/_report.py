@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from _common import score_text
@@ -21,18 +21,34 @@ def plus_minus(scores: Sequence[float]) -> str:
     return f"{score_text(mean)} ± {score_text(std)}" if len(scores) > 1 else score_text(mean)
 
 
-def interval(found: Interval, text: str = ".2f") -> str:
-    """An estimate with its interval."""
-    return f"{found.value:{text}} [{found.low:{text}}, {found.high:{text}}]"
-
-
 LEAST_RUNS = 3
 """Of fewer in an environment, resampling shows next to no spread: of one, none at all."""
 
 
+def interval(found: Interval, *groups: Strata, text: Callable[[float], str] = "{:.2f}".format) -> str:
+    """An estimate with its interval, where `groups`, what it is of, have enough runs to speak of one."""
+    if too_few(*groups):
+        return text(found.value)
+    return f"{text(found.value)} [{text(found.low)}, {text(found.high)}]"
+
+
+def too_few(*groups: Strata) -> bool:
+    """Whether an environment has so few runs that resampling them says nothing."""
+    return min(len(runs) for strata in groups for runs in strata) < LEAST_RUNS
+
+
+def count_text(records: Sequence[Record]) -> str:
+    """How many runs there are, how many of them diverged, and how many of those before an episode had ended."""
+    results = [record["result"] for record in records]
+    diverged = sum(one["diverged"] is not None for one in results)
+    without = sum(one["score"] is None for one in results)
+    parts = [str(len(results)), *([f"{diverged} diverged"] if diverged else [])]
+    return ", ".join([*parts, *([f"{without} without a score"] if without else [])])
+
+
 def higher_or_lower(probability: Interval, *groups: Strata) -> str:
     """What the interval of a probability of improvement says, of these runs."""
-    if min(len(runs) for strata in groups for runs in strata) < LEAST_RUNS:
+    if too_few(*groups):
         return "too few runs"
     return "higher" if probability.low > 0.5 else "lower" if probability.high < 0.5 else "not told apart"
 

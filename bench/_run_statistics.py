@@ -53,6 +53,15 @@ def iqm_interval(strata: Strata, *, confidence: float = 0.95, samples: int = SAM
     return _bootstrap(lambda drawn: _trimmed_mean(np.concatenate(drawn, axis=1)), [strata], confidence, samples, seed)
 
 
+def difference_interval(
+    ours: Sequence[float], theirs: Sequence[float], *, confidence: float = 0.95, samples: int = SAMPLES, seed: int = 0
+) -> Interval:
+    """The mean of `ours` less that of `theirs`, runs of one environment, with its bootstrap interval."""
+    return _bootstrap(
+        lambda drawn: drawn[0].mean(axis=1) - drawn[1].mean(axis=1), [[ours], [theirs]], confidence, samples, seed
+    )
+
+
 def probability_of_improvement(
     ours: Strata, theirs: Strata, *, confidence: float = 0.95, samples: int = SAMPLES, seed: int = 0
 ) -> Interval:

@@ -46,12 +46,14 @@ class Job:
         function: a function of a module's top level, called in a process of its own; it returns JSON values.
         arguments: its keyword arguments, JSON values.
         weight: how long it takes, in any unit that all jobs share (environment steps, say); for the time left.
+        completed: from the arguments of an older record, which may lack what was added since, to those of today.
     """
 
     key: str
     function: Callable[..., Mapping[str, Any]]
     arguments: Mapping[str, Any] = field(default_factory=dict)
     weight: float = 1.0
+    completed: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
 
     @property
     def identity(self) -> str:
@@ -74,11 +76,12 @@ def _identity(key: str, arguments: Mapping[str, Any]) -> str:
 # --- the file -------------------------------------------------------------------------------------------------------
 
 
-def read_records(path: Path) -> list[Record]:
-    """All whole lines of a results file, the oldest first; none if there is no file."""
+def read_records(path: Path, *, quiet: bool = False) -> list[Record]:
+    """All whole lines of a results file, the oldest first; none if there is no file. The others are told of."""
     lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     records = [record for line in lines if line.strip() and (record := _parse(line)) is not None]
-    if broken := sum(1 for line in lines if line.strip()) - len(records):
+    broken = sum(1 for line in lines if line.strip()) - len(records)
+    if broken and not quiet:
         console.print(f"{path}: {broken} broken line{'s' if broken > 1 else ''} passed over")
     return records
 
@@ -92,10 +95,15 @@ def _parse(line: str) -> Record | None:
     return record if whole else None
 
 
-def finished(jobs: Sequence[Job], path: Path) -> dict[str, Record]:
+def finished(jobs: Sequence[Job], path: Path, *, quiet: bool = False) -> dict[str, Record]:
     """The records of those jobs that are done, by key, in the jobs' order; the newest where there are several."""
-    found = {_identity(record["key"], record["arguments"]): record for record in read_records(path)}
-    return {job.key: found[job.identity] for job in jobs if job.identity in found}
+    wanted = {job.key: job for job in jobs}
+    found = {}
+    for record in read_records(path, quiet=quiet):
+        job = wanted.get(record["key"])
+        if job is not None and _identity(job.key, job.completed(record["arguments"])) == job.identity:
+            found[job.key] = record
+    return {key: found[key] for key in wanted if key in found}
 
 
 class _Locks:
@@ -222,7 +230,7 @@ class _Queue:
             self._elsewhere += 1
             self._progress.leave(job)
             return
-        if finished([job], self.path):  # by another call, since this one began
+        if finished([job], self.path, quiet=True):  # by another call, since this one began
             self._locks.release(job.identity)
             self._progress.add(job, None)
             return

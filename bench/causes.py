@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import learning
+from _command import add_arguments, docs_of, finish, positive
 from _common import console, score_text
 from _report import plus_minus, provenance
 from _runs import Job, Record, finished, run_jobs
 from suite import SUITE
-from tables import ROOT, fill, table
+from tables import fill, table
 
 PRESET = "the preset"
 
@@ -93,14 +94,16 @@ def report(question: Question, path: Path, seeds: int | None = None) -> str:
     return f"{provenance(records)}\n\n{table(columns, [row(title, runs) for title, runs in found.items()])}"
 
 
+def section(name: str) -> str:
+    """Of docs/results.md."""
+    return f"cause-{name}"
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(QUESTIONS)} (default: all)")
-    parser.add_argument("--seeds", type=int, help="1 to this many (default: each question's number)")
-    parser.add_argument("--parallel", type=int, default=2, help="runs at a time (default: 2)")
-    parser.add_argument("--report", action="store_true", help="run nothing")
-    parser.add_argument("--results", type=Path, default=ROOT / "bench/results/suite.jsonl", metavar="FILE")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", metavar="FOLDER", help="of results.md")
+    parser.add_argument("--seeds", type=positive, help="1 to this many (default: each question's number)")
+    add_arguments(parser, "suite.jsonl")
     return parser.parse_args(arguments)
 
 
@@ -108,6 +111,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = parse(arguments)
     if unknown := [name for name in given.names if name not in QUESTIONS]:
         raise SystemExit(f"{unknown[0]!r} is no question; it must be of {', '.join(QUESTIONS)}")
+    docs = docs_of(given, map(section, QUESTIONS), full=True)
     failures = []
     for name in [] if given.report else given.names or QUESTIONS:
         question = QUESTIONS[name]
@@ -115,10 +119,9 @@ def main(arguments: list[str] | None = None) -> None:
             console.print(f"{name}: {title}")
             jobs = jobs_of(question, title, given.seeds)
             failures += run_jobs(jobs, given.results, parallel=given.parallel)
-    for name, question in QUESTIONS.items():
-        fill(given.docs / "results.md", f"cause-{name}", report(question, given.results))
-    if failures:
-        raise SystemExit(f"{len(failures)} of the runs failed; the same command tries them again")
+    for name, question in QUESTIONS.items() if docs else ():
+        fill(docs / "results.md", section(name), report(question, given.results))
+    finish(failures)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ A seed's score is the mean return of its last 100 training episodes. "±" is the
 by their number); scores of evaluation episodes are another thing and are shown apart.
 
 The suite runs what its results file lacks, and then, or with --report and nothing run, writes its part of
-docs/results.md and its picture. One environment has its preset and --set; its runs are kept if --results names a file.
+docs/results.md and its picture. One environment has its preset and --set; its runs are kept if --kept names a file.
 `--solved SCORE` says when the mean of a hundred episodes first reached it: after how many steps and seconds.
 """
 
@@ -23,14 +23,15 @@ from pathlib import Path
 from typing import Any
 
 import learning_report
+from _command import add_arguments, docs_of, finish, positive
 from _common import console, machine, parse_fields, score_text, show_facts, show_table, write_json
 from _runs import Job, finished, run_jobs
 from _training import train_run
 from own_envs import OWN
 from suite import SUITE, Task, config_of, engine_of
-from tables import ROOT
 
 import pyppo
+from pyppo.envpool_envs import env_spaces
 
 EPISODES = 20
 """Of each evaluation in the suite."""
@@ -63,15 +64,21 @@ def jobs_of(tasks: Sequence[Task], engine: Any, seeds: Sequence[int] | None, ste
     """Seed by seed, so that whatever is done is the suite at fewer seeds."""
     jobs = []
     most = max((task.seeds for task in tasks), default=0)
-    for seed in seeds or range(1, most + 1):
+    for seed in dict.fromkeys(seeds or range(1, most + 1)):
         for task in tasks:
             which = engine_of(task, engine)
             if which is not None and (seeds or seed <= task.seeds):
                 config = config_of(task, which, seed, steps)
                 arguments = {"config": config.to_dict(), "episodes": EPISODES}
                 key = f"{task.env_id}/{which}/s{seed}"
-                jobs.append(Job(key, train, arguments, float(config.total_timesteps)))
+                jobs.append(Job(key, train, arguments, float(config.total_timesteps), completed))
     return jobs
+
+
+def completed(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's arguments with the fields that `Config` did not have yet: their defaults are what there was before."""
+    defaults = pyppo.Config(env_id=arguments["config"]["env_id"]).to_dict()
+    return {**arguments, "config": {**defaults, **arguments["config"]}}
 
 
 def run_suite(given: argparse.Namespace) -> None:
@@ -81,14 +88,14 @@ def run_suite(given: argparse.Namespace) -> None:
     if given.set or given.json or given.solved is not None or given.at_least is not None:
         raise SystemExit("--set, --json, --solved and --at-least are of one environment; name it")
     tasks = [task for task in SUITE if not given.only or task.env_id in given.only]
+    docs = docs_of(given, ["suite"], full=given.steps is None)
     jobs = jobs_of(tasks, given.engine, given.seeds, given.steps)
-    results = given.results or ROOT / "bench/results/suite.jsonl"
-    failures = [] if given.report else run_jobs(jobs, results, parallel=given.parallel)
-    seeds = sorted({*range(1, max(task.seeds for task in SUITE) + 1), *(given.seeds or [])})
-    every = [job for engine in ("native", "torch") for job in jobs_of(SUITE, engine, seeds, given.steps)]
-    learning_report.write(finished(every, results), given.docs)
-    if failures:
-        raise SystemExit(f"{len(failures)} of the runs failed; the same command tries them again")
+    failures = [] if given.report else run_jobs(jobs, given.results, parallel=given.parallel)
+    if docs is not None:  # of all environments, engines and seeds, whatever was run now
+        seeds = sorted({*range(1, max(task.seeds for task in SUITE) + 1), *(given.seeds or [])})
+        every = [job for engine in ("native", "torch") for job in jobs_of(SUITE, engine, seeds, given.steps)]
+        learning_report.write(finished(every, given.results), docs)
+    finish(failures)
 
 
 # --- one environment ------------------------------------------------------------------------------------------------
@@ -134,16 +141,21 @@ def run_one(given: argparse.Namespace) -> None:
     fields = {"engine": given.engine, **parse_fields(given.set)}
     if given.steps is not None:
         fields["total_timesteps"] = given.steps
-    config = pyppo.Config.for_env(given.env, **fields)
+    try:
+        config = pyppo.Config.for_env(given.env, **fields)
+        if given.env not in OWN:
+            env_spaces(given.env, config.env_options)
+    except (ValueError, TypeError) as error:
+        raise SystemExit(str(error)) from error
     facts = machine()
     show_facts("machine", facts)
-    seeds = given.seeds or [1, 2, 3]
+    seeds = list(dict.fromkeys(given.seeds or [1, 2, 3]))
     jobs = []
     for seed in seeds:
         arguments = {"config": config.replace(seed=seed).to_dict(), "episodes": given.evaluate, "solved": given.solved}
         jobs.append(Job(f"{given.env}/s{seed}", train, arguments, float(config.total_timesteps)))
     with tempfile.TemporaryDirectory() as folder:
-        results = given.results or Path(folder) / "runs.jsonl"
+        results = given.kept or Path(folder) / "runs.jsonl"
         failures = run_jobs(jobs, results, parallel=given.parallel)
         done = finished(jobs, results)
     runs = [{"seed": record["arguments"]["config"]["seed"], **record["result"]} for record in done.values()]
@@ -162,17 +174,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("env", metavar="ENV", nargs="?", help="an environment of EnvPool; without it, the suite")
     parser.add_argument(
-        "--seeds", type=int, nargs="+", help="default: 1 2 3; of the suite, 1 up to each environment's number"
+        "--seeds", type=positive, nargs="+", help="default: 1 2 3; of the suite, 1 up to each environment's number"
     )
-    parser.add_argument("--parallel", type=int, default=2, help="runs at a time (default: 2)")
     parser.add_argument("--engine", choices=("auto", "native", "torch"), default="auto", help="default: auto")
-    parser.add_argument("--steps", type=int, help="in place of the environments' own total_timesteps")
-    parser.add_argument("--results", type=Path, metavar="FILE", help="of runs; the suite's: bench/results/suite.jsonl")
-    suite = parser.add_argument_group("the suite")
-    suite.add_argument("--only", nargs="+", metavar="ENV", help="of the suite's environments")
-    suite.add_argument("--report", action="store_true", help="run nothing")
-    suite.add_argument("--docs", type=Path, default=ROOT / "docs", metavar="FOLDER", help="of results.md and images/")
+    parser.add_argument("--steps", type=positive, help="in place of the environments' own total_timesteps")
+    add_arguments(parser, "suite.jsonl")
+    parser.add_argument("--only", nargs="+", metavar="ENV", help="of the suite's environments")
     one = parser.add_argument_group("one environment")
+    one.add_argument("--kept", type=Path, metavar="FILE", help="of its runs; without it they are not kept")
     one.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="fields of Config")
     one.add_argument("--evaluate", type=int, default=0, metavar="EPISODES", help="also evaluate each policy")
     one.add_argument("--at-least", type=float, metavar="SCORE", help="count the seeds that reach it")

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 from _common import console, score_text
-from _report import curve_of, higher_or_lower, interval, plus_minus, provenance
-from _run_statistics import iqm_interval, mean_std, probability_of_improvement
+from _report import count_text, curve_of, interval, plus_minus, provenance, too_few
+from _run_statistics import difference_interval, iqm_interval, mean_std
 from _runs import Record
-from suite import SUITE, Task, engine_of
+from suite import SUITE, Task, config_of, engine_of
 from tables import fill, table
 
+from pyppo import Config
 from pyppo.plot import Curve, draw
 
 ENGINES = ("native", "torch")
@@ -31,16 +32,17 @@ def scores_of(runs: Sequence[Record], which: str) -> list[float]:
 
 
 def verdict(task: Task, runs: Sequence[Record]) -> str:
-    """Whether the gate is met; a run without a score meets none."""
+    """Whether the gate is met, and by how many runs alone; one that diverged, or has no score, meets none."""
     if task.gate is None:
         return "–"
-    scores = scores_of(runs, task.of)
+    sound = [record for record in runs if record["result"]["diverged"] is None]
+    scores = scores_of(sound, task.of)
     reached = sum(score >= task.gate for score in scores)
     met = reached == len(runs) if task.every else len(scores) == len(runs) and mean_std(scores)[0] >= task.gate
-    count = f"{reached} of {len(runs)}"
+    count = f"{reached} of {len(runs)} runs alone"
     suites_own = runs[0]["arguments"]["config"]["engine"] == engine_of(task, "auto")
-    missing = f", {task.seeds - len(runs)} runs to come" if suites_own and len(runs) < task.seeds else ""
-    return f"{'met' if met else 'missed'} ({count}{missing})"
+    missing = f", {task.seeds - len(runs)} to come" if suites_own and len(runs) < task.seeds else ""
+    return f"{'met' if met else 'missed'}{' so far' if missing else ''} ({count}{missing})"
 
 
 def gate_text(task: Task) -> str:
@@ -55,35 +57,54 @@ def row(task: Task, engine: str, runs: Sequence[Record]) -> list[str]:
     training, evaluation = scores_of(runs, "training"), scores_of(runs, "evaluation")
     middle = "–"
     if training:
-        found = iqm_interval([training])
-        middle = f"{score_text(found.value)} [{score_text(found.low)}, {score_text(found.high)}]"
-    seconds = np.median([record["result"]["seconds"] for record in runs])
-    speed = np.median([record["result"]["sps"] for record in runs])
+        middle = interval(iqm_interval([training]), [training], text=score_text)
+    seconds = float(np.median([record["cpu_seconds"] for record in runs]))
     steps = runs[0]["arguments"]["config"]["total_timesteps"]
     scores = [plus_minus(training), middle, plus_minus(evaluation)]
-    return [task.env_id, engine, f"{steps:,}", str(len(runs)), *scores, task.reference, gate_text(task),
-            verdict(task, runs), f"{seconds:.0f}", f"{speed:,.0f}"]  # fmt: skip
+    return [task.env_id, engine, f"{steps:,}", count_text(runs), *scores, task.reference, gate_text(task),
+            verdict(task, runs), f"{seconds:.0f}", f"{steps / seconds:,.0f}"]  # fmt: skip
 
 
 COLUMNS = (
     "environment", "engine", "steps", "runs", "training", "interquartile mean [95 %]", "evaluation", "reference",
-    "gate", "reached", "seconds a run", "steps/s",
+    "gate", "reached", "CPU seconds a run", "steps in one",
 )  # fmt: skip
 
 
 def engine_table(done: Mapping[str, Record]) -> str | None:
-    """Training scores of both engines side by side, where both have run; None: nowhere."""
+    """Training scores of both engines side by side, where both have run; None: nowhere.
+
+    They agree within the spread where the means differ by at most one standard deviation of a run, the larger one.
+    """
     lines = []
     for task in SUITE:
         ours, theirs = (scores_of(runs_of(done, task, engine), "training") for engine in ENGINES)
         if ours and theirs:
-            found = probability_of_improvement([ours], [theirs])
+            found, spread = difference_interval(ours, theirs), max(mean_std(ours)[1], mean_std(theirs)[1])
             texts = [f"{plus_minus(scores)} ({len(scores)})" for scores in (ours, theirs)]
-            lines.append([task.env_id, *texts, interval(found), higher_or_lower(found, [ours], [theirs])])
+            difference = interval(found, [ours], [theirs], text=score_text)
+            within = "yes" if abs(found.value) <= spread else "no"
+            note = ", of too few runs" if too_few([ours], [theirs]) else ""
+            lines.append([task.env_id, *texts, difference, within + note])
     if not lines:
         return None
-    return table(["environment", *(f"{engine} (runs)" for engine in ENGINES),
-                  "a native run scores higher [95 %]", ""], lines)  # fmt: skip
+    columns = [*(f"{engine} (runs)" for engine in ENGINES), "native - torch [95 %]", "within a run's deviation"]
+    return table(["environment", *columns], lines)
+
+
+def settings_table() -> str:
+    """What each environment's settings differ in from the defaults of `Config`."""
+    lines = []
+    for task in SUITE:
+        config = config_of(task, "native" if task.native else "torch", 1).to_dict()
+        plain = Config(env_id=task.env_id, engine=config["engine"], run_dir=None).to_dict()
+        changed = {name: x for name, x in config.items() if x != plain[name]}
+        lines.append([task.env_id, ", ".join(f"{name} {_value(x)}" for name, x in changed.items())])
+    return table(["environment", "settings"], lines)
+
+
+def _value(x: object) -> str:
+    return " x ".join(map(str, x)) if isinstance(x, list) else f"{x:g}" if isinstance(x, float) else str(x)
 
 
 def report(done: Mapping[str, Record]) -> str:
@@ -99,8 +120,8 @@ def report(done: Mapping[str, Record]) -> str:
                 seeds.append([task.env_id, engine, ", ".join(map(score_text, scores))])
                 if task.modes is not None:
                     above = sum(score >= task.modes for score in scores)
-                    counts = f"{above} of {len(scores)} above {task.modes:g}, {len(scores) - above} below"
-                    modes.append(f"{task.env_id} ({engine}) has two modes: {counts}.")
+                    counts = f"{above} of {len(scores)} runs end above {task.modes:g}, {len(scores) - above} below"
+                    modes.append(f"{task.env_id} ({engine}): {counts}.")
     missing = [task.env_id for task in SUITE if not any(runs_of(done, task, engine) for engine in ENGINES)]
     parts = [provenance(done.values()), table(COLUMNS, lines), *modes]
     if missing:
@@ -108,6 +129,7 @@ def report(done: Mapping[str, Record]) -> str:
     if (engines := engine_table(done)) is not None:
         parts.append(f"The engines beside each other, training scores:\n\n{engines}")
     parts.append("Training scores by seed:\n\n" + table(["environment", "engine", "seeds 1, 2, …"], seeds))
+    parts.append("Settings, where they are not the defaults of `Config`:\n\n" + settings_table())
     return "\n\n".join(parts)
 
 

@@ -127,15 +127,21 @@ def learning_table(reports: Sequence[Mapping[str, Any]]) -> str:
     return table(["environment", "steps", "seeds 1, 2, …", "mean ± std", "evaluation"], lines)
 
 
+def has_marks(path: Path, name: str) -> bool:
+    """Whether a page has the marks of that name, once."""
+    return len(_section(name).findall(path.read_text())) == 1
+
+
 def fill(path: Path, name: str, text: str) -> None:
     """Put `text` between the marks of that name."""
-    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    page, count = re.subn(
-        f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: f"{begin}\n{text}\n{end}", path.read_text(), flags=re.DOTALL
-    )
+    page, count = _section(name).subn(lambda _: f"<!-- {name} -->\n{text}\n<!-- /{name} -->", path.read_text())
     if count != 1:
-        raise ValueError(f"{path} has the marks {begin} {count} times; it must have them once")
+        raise ValueError(f"{path} has the marks <!-- {name} --> {count} times; it must have them once")
     path.write_text(page)
+
+
+def _section(name: str) -> re.Pattern[str]:
+    return re.compile(f"<!-- {re.escape(name)} -->.*?<!-- /{re.escape(name)} -->", re.DOTALL)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import types
 from pathlib import Path
 
@@ -184,15 +185,23 @@ def test_gates_are_of_the_score_that_they_name(bench):
         runs = [record(bench, env_id, engine, seed, score, value)[1] for seed, (score, value) in pairs]
         return report.verdict(tasks[env_id], runs)
 
-    assert verdict("CartPole-v1", [500.0] * 10) == "met (10 of 10)"
-    assert verdict("CartPole-v1", [500.0] * 9 + [494.0]) == "missed (9 of 10)"
-    assert verdict("Hopper-v4", [1000.0, 4000.0, 2300.0, 2300.0, 2300.0]) == "met (4 of 5)"
-    assert verdict("Hopper-v4", [2300.0]) == "met (1 of 1, 4 runs to come)"
-    assert verdict("Hopper-v4", [2300.0], engine="torch") == "met (1 of 1)"  # the suite asks for none there
-    assert verdict("Catch", [1.0], engine="torch") == "met (1 of 1, 4 runs to come)"
-    assert verdict("Hopper-v4", [2300.0, None, 2300.0, 2300.0, 2300.0]) == "missed (4 of 5)"
-    assert verdict("LunarLander-v3", [100.0] * 5, [250.0] * 5) == "met (5 of 5)"
-    assert verdict("LunarLander-v3", [300.0] * 5, [200.0] * 5) == "missed (0 of 5)"
+    assert verdict("CartPole-v1", [500.0] * 10) == "met (10 of 10 runs alone)"
+    assert verdict("CartPole-v1", [500.0] * 9 + [494.0]) == "missed (9 of 10 runs alone)"
+    assert verdict("Hopper-v4", [1000.0, 4000.0, 2300.0, 2300.0, 2300.0]) == "met (4 of 5 runs alone)"
+    assert verdict("Hopper-v4", [2300.0]) == "met so far (1 of 1 runs alone, 4 to come)"
+    assert verdict("Hopper-v4", [2300.0], engine="torch") == "met (1 of 1 runs alone)"  # the suite asks for none there
+    assert verdict("Catch", [1.0], engine="torch") == "met so far (1 of 1 runs alone, 4 to come)"
+    assert verdict("Hopper-v4", [2300.0, None, 2300.0, 2300.0, 2300.0]) == "missed (4 of 5 runs alone)"
+    assert verdict("LunarLander-v3", [100.0] * 5, [250.0] * 5) == "met (5 of 5 runs alone)"
+    assert verdict("LunarLander-v3", [300.0] * 5, [200.0] * 5) == "missed (0 of 5 runs alone)"
+
+
+def test_a_run_that_diverged_meets_no_gate(bench):
+    task = next(task for task in bench.suite.SUITE if task.env_id == "Hopper-v4")
+    runs = [record(bench, "Hopper-v4", "native", seed, 2500.0)[1] for seed in range(1, 6)]
+    runs[2]["result"]["diverged"] = "the loss is nan"
+    assert bench.learning_report.verdict(task, runs) == "missed (4 of 5 runs alone)"
+    assert bench.learning_report.row(task, "native", runs)[3] == "5, 1 diverged"
 
 
 def test_report_of_made_up_results(bench, tmp_path):
@@ -204,17 +213,48 @@ def test_report_of_made_up_results(bench, tmp_path):
     bench.learning_report.write(done, tmp_path)
     page = (tmp_path / "results.md").read_text()
     assert "\nold\n" not in page
-    assert "HalfCheetah-v4 (native) has two modes: 2 of 3 above 2500, 1 below." in page
+    assert "HalfCheetah-v4 (native): 2 of 3 runs end above 2500, 1 below." in page
     assert "| HalfCheetah-v4 | native | 1,000,000 | 3 | 3233.3 ± 1357.3 | 3233.3 [1700.0, 5000.0] |" in page
     assert "| CartPole-v1 | torch | 500,000 | 1 | 500.0 |" in page
     assert "Not run yet: Acrobot-v1," in page
     assert "| HalfCheetah-v4 | native | 1700.0, 3000.0, 5000.0 |" in page
     assert "5 runs, 2026-11-23, commit abc; a CPU" in page
     assert "45 s of CPU time within 12 s." in page
-    assert "| CartPole-v1 | 500.0 (1) | 500.0 (1) | 0.50 [0.50, 0.50] | too few runs |" in page
+    assert "| CartPole-v1 | 500.0 (1) | 500.0 (1) | 0.000 | yes, of too few runs |" in page
     assert "| HalfCheetah-v4 | 3233.3 ± 1357.3 (3) |" not in page  # on one engine only
+    settings = [line for line in page.splitlines() if line.startswith("| InvertedDoublePendulum-v4 | ")]
+    assert len(settings) == 1  # of what has not been run too
+    assert "norm_adv batch" in settings[0]
+    assert "activation" not in settings[0]  # Config's own
     assert (tmp_path / "images/suite.png").stat().st_size > 1000
     assert bench.learning_report.report({}) == "Not run yet."
+
+
+@pytest.mark.parametrize(("theirs", "said"), [(3.0, "yes"), (6.0, "no")])
+def test_engines_agree_within_a_runs_deviation(bench, theirs, said):
+    scores = {"native": [1.0, 3.0, 5.0], "torch": [theirs] * 3}  # the deviation is 1.6
+    done = dict(
+        record(bench, "Hopper-v4", engine, i, score)
+        for engine, ours in scores.items()
+        for i, score in enumerate(ours, 1)
+    )
+    line = bench.learning_report.engine_table(done).splitlines()[-1]
+    assert line.endswith(f"| {said} |")
+    assert f"| {3.0 - theirs:.3f} [" in line
+
+
+def test_what_was_added_to_the_settings_since_does_not_lose_a_run(bench, tmp_path):
+    runs = importlib.import_module("_runs")
+    (job,) = bench.learning.jobs_of([next(t for t in bench.suite.SUITE if t.env_id == "Hopper-v4")], "auto", [1], None)
+    config = dict(job.arguments["config"])
+    assert config.pop("dual_clip") is None  # as of a version that had no such field
+    older = {"key": job.key, "arguments": {**job.arguments, "config": config}, "result": {}, "seconds": 1.0}
+    other = {**older, "arguments": {**job.arguments, "config": {**config, "gamma": 0.5}}}
+    path = tmp_path / "runs.jsonl"
+    path.write_text(json.dumps(other) + "\n")
+    assert runs.finished([job], path) == {}
+    path.write_text(json.dumps(older) + "\n" + json.dumps(other) + "\n")
+    assert runs.finished([job], path)[job.key]["arguments"] == older["arguments"]
 
 
 def test_what_a_probability_says(bench):
@@ -259,8 +299,6 @@ def test_a_run_of_the_suite(bench, name, engine):
 
 
 def test_one_environment_with_settings_of_its_own(bench, tmp_path, capsys):
-    import json
-
     path = tmp_path / "one.json"
     fields = ["total_timesteps=4096", "run_dir=None", "num_envs=8"]
     arguments = [
@@ -283,6 +321,40 @@ def test_one_environment_with_settings_of_its_own(bench, tmp_path, capsys):
     assert report["config"]["num_envs"] == 8
     assert report["runs"][0]["solved_steps"] <= 4096
     assert "CartPole-v1: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--parallel", "0"], "it is '0'; it must be an integer of at least 1"),
+        (["--seeds", "1", "-3"], "it is '-3'; it must be"),
+        (["--steps", "1.5"], "it is '1.5'; it must be"),
+        (["Nonsense-v0"], "env_id is 'Nonsense-v0'; it must be one of EnvPool's"),
+        (["CartPole-v1", "--set", "gamma=7"], "gamma is 7; it must be a number from 0 to 1"),
+        (["--docs", "{folder}/none"], "none; it must be a folder with results.md"),
+        (["--docs", "{folder}"], "has no section 'suite'; it must have <!-- suite -->"),
+        (["--results", "{folder}"], "a folder; it must be a file"),
+    ],
+)
+def test_what_is_wrong_is_one_line_before_anything_runs(bench, tmp_path, capsys, arguments, message):
+    (tmp_path / "results.md").write_text("nothing")
+    with pytest.raises(SystemExit) as error:
+        bench.learning.main([one.replace("{folder}", str(tmp_path)) for one in arguments])
+    said = str(error.value) + capsys.readouterr().err
+    assert message in said
+    assert "Traceback" not in said
+
+
+def test_runs_of_another_length_are_not_for_the_page(bench, tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(bench.learning_report, "write", lambda done, docs: written.append(docs))
+    results = ["--report", "--results", str(tmp_path / "none.jsonl")]
+    bench.learning.main([*results, "--steps", "2048"])
+    assert written == []
+    (tmp_path / "results.md").write_text("<!-- suite -->\n<!-- /suite -->\n")
+    bench.learning.main([*results, "--steps", "2048", "--docs", str(tmp_path)])
+    bench.learning.main([*results, "--only", "Hopper-v4", "--seeds", "12"])
+    assert [path.name for path in written] == [tmp_path.name, "docs"]
 
 
 def test_what_does_not_go_together_is_refused(bench):

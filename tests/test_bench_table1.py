@@ -101,19 +101,22 @@ def test_random_is_0_and_the_best_mean_1(table1):
     scores["clip 0.1"][env_id] = [100.0, 300.0]
     scores["clip 0.2"][env_id] = [150.0, 150.0]
     scores["no clipping"][env_id] = [-200.0]
-    scores["clip 0.1"][other] = [-5.0]
+    assert report.best_of(scores) == report.best_run_of(scores) == {}  # none was run in all
+    for variant in ("clip 0.1", "clip 0.2", "no clipping"):
+        for e in settings.ENVIRONMENTS[1:]:
+            scores[variant][e] = [-5.0 if variant == "clip 0.1" else -15.0]
+    scores["fixed KL 1"][env_id] = [1e6]  # not run in all: it sets no scale
     best = report.best_of(scores)
-    assert best == {env_id: (200.0, "clip 0.1"), other: (-5.0, "clip 0.1")}
+    assert best == {env_id: (200.0, "clip 0.1"), **dict.fromkeys(settings.ENVIRONMENTS[1:], (-5.0, "clip 0.1"))}
     assert report.best_run_of(scores)[env_id] == 300.0
-    random = dict.fromkeys(settings.ENVIRONMENTS, 0.0) | {env_id: 100.0, other: -25.0}
+    random = dict.fromkeys(settings.ENVIRONMENTS, -25.0) | {env_id: 100.0}
     found = report.scaled(scores, random, {e: top for e, (top, _) in best.items()})
     assert found["clip 0.1"][env_id] == [0.0, 2.0]
     assert found["clip 0.2"][env_id] == [0.5, 0.5]
     assert found["no clipping"][env_id] == [-3.0]
     assert found["clip 0.1"][other] == [1.0]
-    assert report.strata(found["clip 0.1"]) is None  # not run in all
-    with pytest.raises(ValueError, match="above the random policy's, 300"):
-        report.scaled(scores, random | {env_id: 300.0}, {env_id: 200.0})
+    assert found["no clipping"][other] == [0.5]
+    assert "fixed KL 1" not in found
 
 
 def test_report_of_made_up_results(table1, tmp_path):
@@ -168,8 +171,27 @@ def test_what_was_not_run_is_called_so(table1, tmp_path):
     assert (tmp_path / "results.md").read_text().count("Not run yet.") == 2
     table1.table1.main([*arguments, "--steps", "4096", "--seeds", "2", "--clip-seeds", "2"])
     page = (tmp_path / "results.md").read_text()
-    assert "77 of 154 runs of 4,096 steps" in page
-    assert "| clip 0.2 | clip 0.1 | 0.50 [0.50, 0.50] | too few runs |" in page
+    assert "77 of 378 runs of 4,096 steps" in page  # of the whole plan, whatever was asked for
+    assert "| clip 0.2 | clip 0.1 | 0.50 | too few runs |" in page
+
+
+@pytest.mark.parametrize(
+    ("left_out", "why"),
+    [
+        (lambda key: key.startswith("random/Hopper"), "the random policy has not been run in Hopper-v4"),
+        (lambda key: key.startswith("X/") and "Reacher" in key, "no variant has been run in all environments"),
+    ],
+)
+def test_scores_are_shown_where_nothing_scales_them(table1, tmp_path, left_out, why):
+    (tmp_path / "results.md").write_text(DOCS)
+    jobs = [job for job in table1.table1.jobs_of(["X"], 1, 1, 1_000_000) if not left_out(job.key)]
+    made_up(table1, jobs, tmp_path / "some.jsonl", lambda *_: 1000.0)
+    table1.table1.main(
+        ["--report", "--settings", "X", "--results", str(tmp_path / "some.jsonl"), "--docs", str(tmp_path)]
+    )
+    page = (tmp_path / "results.md").read_text()
+    assert f"No scale yet: {why}." in page
+    assert "| clip 0.2 | 1000.0 (1) | 1000.0 (1) |" in page
 
 
 def test_a_run_and_the_random_policy(table1):

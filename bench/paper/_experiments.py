@@ -13,7 +13,7 @@ import torch
 import trpo
 import vpg
 from _loop import EngineTrainer
-from _report import plus_minus
+from _report import count_text, plus_minus
 from _training import thinned, train_run
 
 import pyppo
@@ -93,12 +93,9 @@ def run_measured(env_id: str, seed: int, fields: Mapping[str, Any]) -> dict[str,
 
 
 def scores_text(records: Sequence[Mapping[str, Any]]) -> str:
-    """Mean ± standard deviation of runs' scores, how many, and how many of them diverged."""
-    results = [record["result"] for record in records]
-    scores = [x["score"] for x in results if x["score"] is not None]
-    diverged = sum(x["diverged"] is not None for x in results)
-    note = f"{len(results)}, {diverged} diverged" if diverged else str(len(results))
-    return f"{plus_minus(scores)} ({note})" if results else "–"
+    """Mean ± standard deviation of runs' scores, how many runs, and how many of them diverged or have no score."""
+    scores = [record["result"]["score"] for record in records if record["result"]["score"] is not None]
+    return f"{plus_minus(scores)} ({count_text(records)})" if records else "–"
 
 
 def _quantile(values: Sequence[float], share: float) -> float | None:

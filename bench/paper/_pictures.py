@@ -24,11 +24,11 @@ def grid(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
 
 
 def draw_curves(axis: Any, curves: Sequence[Curve], color: str, label: str) -> None:
-    """The geometric mean of runs over the steps that all have, for quantities of several orders of magnitude."""
+    """The geometric mean of runs, for quantities of several orders of magnitude; a diverged run stays where it was."""
     curves = [curve for curve in curves if curve[0]]
     if not curves:
         return
-    first, last = max(curve[0][0] for curve in curves), min(curve[0][-1] for curve in curves)
+    first, last = max(curve[0][0] for curve in curves), max(curve[0][-1] for curve in curves)
     steps = np.linspace(first, max(first, last), 200)
     logs = [np.interp(steps, curve[0], np.log(np.maximum(curve[1], 1e-12))) for curve in curves]
     axis.plot(steps, np.exp(np.mean(logs, axis=0)), color=color, lw=1.4, label=label)

@@ -6,16 +6,17 @@ Both need what the standard setting did, so a run that one has made the other ha
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import _experiments
+from _command import STEPS, add_arguments, add_length, docs_of, finish, positive
 from _runs import Job, Record, finished, run_jobs
 from table1_settings import SETTINGS
-from tables import ROOT
 
 ENVIRONMENTS = ("HalfCheetah-v4", "Hopper-v4", "Walker2d-v4")
+SEEDS = 5
 STANDARD_CLIP, STANDARD_EPOCHS = 0.2, 10
 # Setting X of table 1, but the value loss is not clipped: its range is the policy's, and would change with it.
 SHARED: dict[str, Any] = {**SETTINGS["X"], "clip_vloss": False}
@@ -95,22 +96,27 @@ def parse(doc: str | None, arguments: list[str] | None = None) -> argparse.Names
     """The command line of either."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=ENVIRONMENTS, default=list(ENVIRONMENTS), metavar="ENV")
-    parser.add_argument("--seeds", type=int, default=5, help="1 to this many (default: 5)")
-    parser.add_argument("--steps", type=int, default=1_000_000, help="of each run (default: 1000000)")
-    parser.add_argument("--parallel", type=int, default=2, help="runs at a time (default: 2)")
-    parser.add_argument("--report", action="store_true", help="run nothing")
-    parser.add_argument("--results", type=Path, default=ROOT / "bench/results/clipping.jsonl", metavar="FILE")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", metavar="FOLDER", help="of results.md and images/")
+    parser.add_argument("--seeds", type=positive, default=SEEDS, help=f"1 to this many (default: {SEEDS})")
+    add_length(parser)
+    add_arguments(parser, "clipping.jsonl")
     return parser.parse_args(arguments)
 
 
-def run(given: argparse.Namespace, variants: Iterable[Variant]) -> tuple[Runs, int]:
-    """Run what is missing, unless a report is all that is wanted; what there is, and how many runs failed.
+def run(
+    given: argparse.Namespace, variants: Sequence[Variant], section: str, write_report: Callable[[Runs, Path], None]
+) -> None:
+    """Run what is missing, unless a report is all that is wanted, and report what there is.
 
-    What is reported does not go by `--only`: the page would lose the other environments.
+    The page is of the whole plan, and of what goes beyond it, whatever `--only` and `--seeds` say.
+
+    Args:
+        section: of docs/results.md. write_report: fills it.
     """
-    runs = Runs(variants, ENVIRONMENTS, given.seeds, given.steps, given.results)
-    wanted = [job for job in runs.jobs if job.arguments["env_id"] in given.only]
+    docs = docs_of(given, [section], full=given.steps == STEPS)
+    wanted = Runs(variants, given.only, given.seeds, given.steps, given.results).jobs
     failures = [] if given.report else run_jobs(wanted, given.results, parallel=given.parallel)
-    runs.read()
-    return runs, len(failures)
+    if docs is not None:
+        runs = Runs(variants, ENVIRONMENTS, max(given.seeds, SEEDS), given.steps, given.results)
+        runs.read()
+        write_report(runs, docs)
+    finish(failures)

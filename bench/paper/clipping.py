@@ -72,11 +72,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    given = parse(arguments)
-    runs, failed = _restraint.run(given, [(STANDARD_EPOCHS, clip) for clip in CLIPS])
-    write_report(runs, given.docs)
-    if failed:
-        raise SystemExit(f"{failed} of the runs failed; the same command tries them again")
+    _restraint.run(parse(arguments), [(STANDARD_EPOCHS, clip) for clip in CLIPS], "clipping", write_report)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ import a2c
 import table1
 import trpo
 import vpg
+from _command import STEPS, add_arguments, add_length, docs_of, finish, positive
 from _report import curve_of, provenance
 from _runs import Failure, Job, Record, finished, run_jobs
 from table1_settings import ENVIRONMENTS, SETTINGS
@@ -34,6 +35,9 @@ from tables import ROOT, fill, table
 from update_cost import cost_rows, milliseconds
 
 from pyppo.plot import Curve, draw
+
+SEEDS = 5
+SECTIONS = ("figure3", "figure3-cost", "figure3-settings")  # of docs/results.md
 
 
 class Algorithm(NamedTuple):
@@ -187,10 +191,15 @@ def cost_table(path: Path) -> str:
     """What update_cost.py measured."""
     if not path.exists():
         return "Not measured yet."
-    found = json.loads(path.read_text())
-    facts = found["machine"]
-    where = f"{facts['cpu']}, {facts['cpu_capability']} kernels, torch {facts['torch']}, one thread each"
-    return f"{where}; {found['env_id']}, medians of {found['samples']} or more in turn.\n\n{table(*cost_rows(found))}"
+    try:
+        found = json.loads(path.read_text())
+        facts = found["machine"]
+        where = f"{facts['cpu']}, {facts['cpu_capability']} kernels, torch {facts['torch']}, one thread each"
+        when = f"{found['date']}, commit {found['commit']}, load {facts['load']} before"
+        said = f"{where}; {when}; {found['env_id']}, medians of {found['samples']} or more in turn."
+        return f"{said}\n\n{table(*cost_rows(found))}"
+    except (ValueError, KeyError) as error:
+        raise SystemExit(f"--cost is {path}; it must be a file of update_cost.py: {error!r}") from error
 
 
 def write_report(runs: Runs, docs: Path, cost: Path) -> None:
@@ -214,30 +223,28 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--algorithms", nargs="+", choices=list(ALGORITHMS), default=list(ALGORITHMS), metavar="NAME")
     parser.add_argument("--only", nargs="+", choices=ENVIRONMENTS, default=list(ENVIRONMENTS), metavar="ENV")
-    parser.add_argument("--seeds", type=int, default=5, help="1 to this many (default: 5)")
-    parser.add_argument("--steps", type=int, default=1_000_000, help="of each run (default: 1000000)")
-    parser.add_argument("--parallel", type=int, default=2, help="runs at a time (default: 2)")
-    parser.add_argument("--report", action="store_true", help="run nothing")
-    parser.add_argument("--results", type=Path, default=ROOT / "bench/results/figure3.jsonl", metavar="FILE")
+    parser.add_argument("--seeds", type=positive, default=SEEDS, help=f"1 to this many (default: {SEEDS})")
+    add_length(parser)
+    add_arguments(parser, "figure3.jsonl")
     parser.add_argument("--table1", type=Path, default=ROOT / "bench/results/table1.jsonl", metavar="FILE",
                         help="results with PPO's runs")  # fmt: skip
     parser.add_argument("--cost", type=Path, default=ROOT / "bench/results/update_cost.json", metavar="FILE")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", metavar="FOLDER", help="of results.md and images/")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:
     given = parse(arguments)
+    docs = docs_of(given, SECTIONS, full=given.steps == STEPS)
     failures: list[Failure] = []
     if not given.report:
         cells = cells_of(given.algorithms, given.only, given.seeds, given.steps)
         for path, ppo in ((given.table1, True), (given.results, False)):
             jobs = [job for (name, _), job in cells if (name == "ppo") == ppo]
             failures += run_jobs(jobs, path, parallel=given.parallel)
-    everything = cells_of(list(ALGORITHMS), ENVIRONMENTS, given.seeds, given.steps)
-    write_report(by_cell(everything, [given.table1, given.results]), given.docs, given.cost)
-    if failures:
-        raise SystemExit(f"{len(failures)} of the runs failed; the same command tries them again")
+    if docs is not None:
+        everything = cells_of(list(ALGORITHMS), ENVIRONMENTS, max(given.seeds, SEEDS), given.steps)
+        write_report(by_cell(everything, [given.table1, given.results]), docs, given.cost)
+    finish(failures)
 
 
 if __name__ == "__main__":

@@ -20,15 +20,16 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 
 import numpy as np
 import table1_report
+from _command import STEPS, add_arguments, add_length, docs_of, finish, positive
 from _runs import Job, run_jobs
 from _training import train_run
 from table1_settings import CLIPS, ENVIRONMENTS, SETTINGS, VARIANTS
-from tables import ROOT
 
 import pyppo
 from pyppo.envpool_envs import env_spaces
 from pyppo.warmup import random_actions
 
+SEEDS, CLIP_SEEDS = 3, 10  # of all variants, of the clip variants
 RANDOM_EPISODES = 100
 RANDOM_WEIGHT = 20_000.0  # in environment steps
 
@@ -83,24 +84,25 @@ def jobs_of(settings: Sequence[str], seeds: int, clip_seeds: int, steps: int) ->
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), help="default: X Y")
-    parser.add_argument("--seeds", type=int, default=3, help="of every variant (default: 3)")
-    parser.add_argument("--clip-seeds", type=int, default=10, help="of the clip variants (default: 10)")
-    parser.add_argument("--steps", type=int, default=1_000_000, help="of each run (default: 1000000)")
-    parser.add_argument("--parallel", type=int, default=2, help="runs at a time (default: 2)")
-    parser.add_argument("--report", action="store_true", help="run nothing")
-    parser.add_argument("--results", type=Path, default=ROOT / "bench/results/table1.jsonl", metavar="FILE")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", metavar="FOLDER", help="of results.md and images/")
+    parser.add_argument("--seeds", type=positive, default=SEEDS, help=f"of every variant (default: {SEEDS})")
+    clip_seeds = f"of the clip variants (default: {CLIP_SEEDS})"
+    parser.add_argument("--clip-seeds", type=positive, default=CLIP_SEEDS, help=clip_seeds)
+    add_length(parser)
+    add_arguments(parser, "table1.jsonl")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:
     given = parse(arguments)
+    docs = docs_of(given, [f"table1-{setting}" for setting in given.settings], full=given.steps == STEPS)
     jobs = jobs_of(given.settings, given.seeds, given.clip_seeds, given.steps)
     failures = [] if given.report else run_jobs(jobs, given.results, parallel=given.parallel)
-    for setting in given.settings:
-        table1_report.write(table1_report.read(jobs, given.results, setting), given.docs)
-    if failures:
-        raise SystemExit(f"{len(failures)} of the runs failed; the same command tries them again")
+    # The page is of the whole plan, and of what goes beyond it, whatever was run now.
+    seeds, clip_seeds = max(given.seeds, SEEDS), max(given.clip_seeds, CLIP_SEEDS)
+    everything = jobs_of(given.settings, seeds, clip_seeds, given.steps)
+    for setting in given.settings if docs else ():
+        table1_report.write(table1_report.read(everything, given.results, setting), docs)
+    finish(failures)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ class Table:
 
     def _score(self, env_id: str, record: Record) -> float:
         score = record["result"]["score"]
-        return self.random[env_id] if score is None else score
+        return self.random.get(env_id, math.nan) if score is None else score
 
 
 def read(jobs: Sequence[Job], path: Path, setting: str) -> Table:
@@ -62,35 +63,29 @@ def read(jobs: Sequence[Job], path: Path, setting: str) -> Table:
     return Table(setting, len(ours), random, records)
 
 
+def whole(scores: Scores) -> Scores:
+    """The variants that were run in all environments: others set no scale."""
+    return {variant: by_env for variant, by_env in scores.items() if strata(by_env) is not None}
+
+
 def best_of(scores: Scores) -> dict[str, tuple[float, str]]:
-    """The highest mean over a variant's seeds, and whose it is, for each environment in which there is a run."""
-    best: dict[str, tuple[float, str]] = {}
-    for env_id in ENVIRONMENTS:
-        means = [(float(np.mean(runs[env_id])), variant) for variant, runs in scores.items() if runs[env_id]]
-        if means:
-            best[env_id] = max(means)
-    return best
+    """The highest mean over a whole variant's seeds, and whose it is, for each environment."""
+    found = whole(scores)
+    means = {e: [(float(np.mean(by_env[e])), variant) for variant, by_env in found.items()] for e in ENVIRONMENTS}
+    return {env_id: max(pairs) for env_id, pairs in means.items() if pairs}
 
 
 def best_run_of(scores: Scores) -> dict[str, float]:
     """The highest score of a single run, likewise."""
-    runs = {e: [x for by_env in scores.values() for x in by_env[e]] for e in ENVIRONMENTS}
-    return {env_id: max(found) for env_id, found in runs.items() if found}
+    found = whole(scores).values()
+    return {e: max(x for by_env in found for x in by_env[e]) for e in ENVIRONMENTS} if found else {}
 
 
 def scaled(scores: Scores, random: dict[str, float], best: dict[str, float]) -> Scores:
-    """The random policy is 0, the best result 1, environment by environment.
-
-    Raises:
-        ValueError: an environment in which nothing is better than chance, so that there is no scale.
-    """
-    for env_id, top in best.items():
-        if not top > random[env_id]:
-            found, chance = score_text(top), score_text(random[env_id])
-            raise ValueError(f"{env_id}: the best result is {found}; it must be above the random policy's, {chance}")
+    """The random policy is 0, the best result 1, environment by environment; of the variants that are whole."""
     return {
         variant: {e: [(x - random[e]) / (best[e] - random[e]) for x in runs] for e, runs in by_env.items()}
-        for variant, by_env in scores.items()
+        for variant, by_env in whole(scores).items()
     }
 
 
@@ -113,10 +108,10 @@ def aggregate_table(found: Table) -> str:
     for variant, by_env in found.records.items():
         runs = [record for records in by_env.values() for record in records]
         cells = ["–", "–", "–"]
-        if (whole := strata(ours[variant])) is not None:
-            alone = strata(by_run[variant])
-            assert alone is not None
-            cells = [interval(mean_interval(whole)), interval(iqm_interval(whole)), f"{mean_interval(alone).value:.2f}"]
+        if variant in ours:
+            scaled_runs, alone = (list(found[variant].values()) for found in (ours, by_run))
+            cells = [interval(found, scaled_runs) for found in (mean_interval(scaled_runs), iqm_interval(scaled_runs))]
+            cells.append(f"{mean_interval(alone).value:.2f}")
         diverged = sum(record["result"]["diverged"] is not None for record in runs)
         lines.append([variant, f"{PAPER[variant]:.2f}", *cells, str(len(runs)), str(diverged)])
     columns = ["surrogate", "paper", "mean [95 %]", "interquartile mean [95 %]", "best run = 1", "runs", "diverged"]
@@ -148,30 +143,39 @@ def comparison_table(found: Table) -> str | None:
     scores = found.scores()  # a scale would not change who is higher
     pairs = [("clip 0.2", "clip 0.1"), ("clip 0.2", "clip 0.3"), ("clip 0.1", "clip 0.3")]
     pairs += [("clip 0.2", v) for v in VARIANTS if v not in CLIPS]
-    whole = {variant: strata(by_env) for variant, by_env in scores.items()}
     lines = []
     for name, other in pairs:
-        ours, theirs = whole[name], whole[other]
+        ours, theirs = strata(scores[name]), strata(scores[other])
         if ours is not None and theirs is not None:
             p = probability_of_improvement(ours, theirs)
-            lines.append([name, other, interval(p), higher_or_lower(p, ours, theirs)])
+            lines.append([name, other, interval(p, ours, theirs), higher_or_lower(p, ours, theirs)])
     return table(["a run of", "scores higher than one of", "probability [95 %]", ""], lines) if lines else None
+
+
+def no_scale(found: Table) -> str | None:
+    """Why scores cannot be scaled; None if they can."""
+    if missing := [env_id for env_id in ENVIRONMENTS if env_id not in found.random]:
+        return f"the random policy has not been run in {', '.join(missing)}"
+    best = {env_id: top for env_id, (top, _) in best_of(found.scores()).items()}
+    if not best:
+        return "no variant has been run in all environments"
+    low = [env_id for env_id, top in best.items() if not top > found.random[env_id]]
+    return f"nothing is better than the random policy in {', '.join(low)}" if low else None
 
 
 def report(found: Table) -> str:
     """All of one setting, as Markdown."""
     records = found.all_records
     title = f"Setting {found.setting}: {SETTING_TITLES[found.setting]}."
-    missing = [env_id for env_id in ENVIRONMENTS if env_id not in found.random]
-    if not records or missing:
+    if not records:
         return f"{title} Not run yet."
     steps = records[0]["arguments"]["fields"]["total_timesteps"]
     held = f"{len(records)} of {found.asked} runs of {steps:,} steps. {provenance(records)}"
     parts = [f"{title} {held}"]
-    try:
+    if (why := no_scale(found)) is None:
         parts += [aggregate_table(found), scale_table(found)]
-    except ValueError as error:
-        parts.append(f"No scale. {error}.")
+    else:
+        parts.append(f"No scale yet: {why}.")
     parts.append(score_table(found))
     if (compared := comparison_table(found)) is not None:
         parts.append(compared)
@@ -190,7 +194,7 @@ def curves(found: Table) -> dict[str, dict[str, list[Any]]]:
 
 
 def write(found: Table, docs: Path) -> None:
-    """Fill the setting's part of results.md and draw its picture."""
+    """Fill the setting's part of results.md and draw its picture, if there is anything."""
     text = report(found)
     if panels := curves(found):
         picture = draw(panels, docs / f"images/table1-{found.setting}.png", size=(4.4, 3.0))

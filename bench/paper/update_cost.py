@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import datetime
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ import torch
 import trpo
 import vpg
 from _common import alternate, console, machine, show_facts, show_table, warn_if_busy, write_json
+from _runs import commit
 from table1_settings import ENVIRONMENTS, SETTINGS
 from tables import ROOT
 
@@ -157,7 +159,8 @@ def main(arguments: list[str] | None = None) -> None:
     found = measure(given.env, given.seconds, given.iterations)
     show_table(given.env, *cost_rows(found))
     console.print("docs/results.md takes these through figure3.py --report")
-    write_json(given.json, {**found, "machine": facts})
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    write_json(given.json, {**found, "machine": facts, "date": date, "commit": commit()})
 
 
 if __name__ == "__main__":
