@@ -47,7 +47,7 @@ LAYERS = [
         "warmup",
     },
     {"catalog", "engines", "checkpoint", "parts", "stepping"},
-    {"evaluation", "plot", "trained"},
+    {"evaluation", "plot", "schedules", "trained"},
     {"trainer"},
     {"cli"},
 ]

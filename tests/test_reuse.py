@@ -10,7 +10,7 @@ from torch import nn
 from trainer_cases import OwnPolicy, config_for, envpool
 
 import pyppo
-from pyppo import cli, evaluation
+from pyppo import cli
 from pyppo.trainer import Trainer
 
 
@@ -260,8 +260,6 @@ def test_first_calls_that_mean_the_trainer():
         pyppo.train("CartPole-v1", policy=OwnPolicy())
     with pytest.raises(ValueError, match=r"Gymnasium's too, are the envs of pyppo.Trainer\(config, envs=...\)"):
         pyppo.train("MazeOfMine-v0")
-    with pytest.raises(ValueError, match="action space is .*another space"):
-        evaluation.make_group(Trainer(config_for(), Bounded(1.0), quiet=True).policy, "CartPole-v1", 1, 0)
 
 
 def test_a_run_folder_may_be_a_path(tmp_path):
