@@ -127,6 +127,7 @@ class EnvGroup:
                 look = isinstance(self.env.unwrapped, (SyncVectorEnv, AsyncVectorEnv))
             if look and not self._mask_parts:
                 self._count_reset()
+                finish_interrupted(self.env.unwrapped)
                 infos = self._ask(lambda: self.env.reset())[1]
             self._settle(infos)
         assert self._spaces is not None
@@ -386,7 +387,12 @@ def as_group(
         return EnvGroup(env, first_env=first_env, purpose=purpose)
     if not isinstance(env, Sequence) or isinstance(env, (str, bytes)):
         raise TypeError(f"envs is a {type(env).__name__}; it must be {_ENVS}")
-    group = EnvGroup(make_vector_env(env), first_env=first_env, purpose=purpose)
+    made = make_vector_env(env)
+    try:
+        group = EnvGroup(made, first_env=first_env, purpose=purpose)
+    except BaseException:
+        made.close()
+        raise
     group.owned = True
     return group
 

@@ -18,6 +18,7 @@ from pyppo.checkpoint import load_checkpoint, restore_policy
 from pyppo.envpool_envs import make_envs
 from pyppo.envs import EnvGroup, as_group
 from pyppo.policy import BUILT_IN, ActorCriticPolicy, zero_where
+from pyppo.storage import SIGNED
 
 _TRAINING_ONLY = ("episodic_life", "reward_clip")  # Atari options that make an episode or a reward another thing
 
@@ -145,7 +146,7 @@ def make_group(
         raise ValueError(f"{env_id} gives observations {given}; the policy was trained on {wanted}")
     try:
         _check_actions(policy, group)
-    except ValueError:
+    except (ValueError, TypeError):
         group.close()
         raise
     return group
@@ -157,20 +158,23 @@ def _as_it_was(policy: Any, seed: int) -> Iterator[None]:
 
     A policy without `reseed` draws from torch's generator, which is seeded for it and put back.
     """
-    training = policy.training if isinstance(policy, nn.Module) else False
+    modes = {module: module.training for module in policy.modules()} if isinstance(policy, nn.Module) else {}
     reseed = getattr(policy, "reseed", None)
     noise = None if reseed is None else reseed(seed)
     devices = {x.device for x in policy.parameters()} if isinstance(policy, nn.Module) else set()
-    if training:
+    if modes:
         policy.eval()
+    gpus = [device for device in devices if device.type == "cuda"]
     try:
-        with torch.random.fork_rng([x for x in devices if x.type == "cuda"], enabled=reseed is None):
-            if reseed is None:
-                torch.manual_seed(seed)
+        with torch.random.fork_rng(gpus, enabled=reseed is None):
+            if reseed is None:  # only the generators that are put back
+                torch.default_generator.manual_seed(seed)
+                for gpu in gpus:
+                    torch.cuda.default_generators[gpu.index or 0].manual_seed(seed)
             yield
     finally:
-        if training:
-            policy.train()
+        for module, training in modes.items():
+            module.training = training
         if reseed is not None and noise is not None:
             reseed(*noise)
 
@@ -233,5 +237,8 @@ def _zeros(policy: Any, shape: tuple[int, ...]) -> Tensor:
 
 
 def _stored(x: np.ndarray) -> np.ndarray:
-    """In the dtype that a rollout stores, which is what the policy was trained on: floats as float32."""
-    return x.astype(np.float32, copy=False) if x.dtype.kind == "f" else x
+    """In the dtype that a rollout stores, which is what the policy was trained on."""
+    if x.dtype.kind == "f":
+        return x.astype(np.float32, copy=False)
+    kept = SIGNED.get(str(x.dtype))
+    return x if kept is None else x.astype(torch.empty(0, dtype=kept).numpy().dtype)

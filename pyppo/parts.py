@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,7 +33,7 @@ def check_kinds(config: Any, policy: Any, callbacks: Any) -> None:
         raise TypeError(f"config is {_described(config)}; it must be {must}")
     if policy is not None and not isinstance(policy, nn.Module):
         raise TypeError(f"policy is {_described(policy)}; it must be a torch.nn.Module, an object of such a class")
-    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
+    if not isinstance(callbacks, Iterable) or not all(map(callable, callbacks)):
         raise TypeError(f"callbacks is {_described(callbacks)}; it must be a list of functions of an iteration's row")
 
 
@@ -56,7 +56,8 @@ def settle_policy(
         policy = make_policy(config, obs_space, distribution)
     if isinstance(policy, ActorCriticPolicy):
         policy.act_in(distribution)
-        policy.metadata = {"env_id": config.env_id, "env_options": config.env_options, "own_envs": own_envs}
+        trained_in = {"env_id": config.env_id, "env_options": config.env_options, "own_envs": own_envs}
+        policy.metadata = {**policy.metadata, **trained_in}
     return policy
 
 

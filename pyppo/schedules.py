@@ -41,14 +41,19 @@ class Schedules:
             low, high = _LEARNING_RATES
             self.learning_rate = min(max(self.learning_rate * factor, low), high)
 
-    def state_dict(self) -> dict[str, float]:
-        """What a checkpoint's `state.json` keeps."""
-        return {"kl_coef": self.kl_coef, "learning_rate": self.learning_rate}
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint's `state.json` keeps: where they are, and where the settings had them begin."""
+        begin = {"kl_coef": self._config.kl_coef, "learning_rate": self._config.learning_rate}
+        return {"kl_coef": self.kl_coef, "learning_rate": self.learning_rate, "schedules_began": begin}
 
     def load_state_dict(self, state: Mapping[str, Any], before: Config) -> None:
-        """Go on from where a run with the settings `before` stood: what the KL has moved, unless it is set anew."""
-        config = self._config
-        if config.kl_target is not None and config.kl_coef == before.kl_coef:
+        """Go on from where a run stood, unless a setting is another one than it began with.
+
+        Args:
+            before: the run's settings, for checkpoints that do not say where its schedules began.
+        """
+        begin = {"kl_coef": before.kl_coef, "learning_rate": before.learning_rate, **state.get("schedules_began", {})}
+        if self._config.kl_coef == begin["kl_coef"]:
             self.kl_coef = float(state["kl_coef"])
-        if config.adaptive_lr_kl is not None and config.learning_rate == before.learning_rate:
+        if self._config.learning_rate == begin["learning_rate"]:
             self.learning_rate = float(state["learning_rate"])

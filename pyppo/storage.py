@@ -129,7 +129,7 @@ class _KnownRows(NamedTuple):
 
 
 # torch can hold these and do hardly anything with them.
-_SIGNED = {"uint16": torch.int32, "uint32": torch.int64, "uint64": torch.int64}
+SIGNED = {"uint16": torch.int32, "uint32": torch.int64, "uint64": torch.int64}
 
 
 def storage_dtype(name: str, space: spaces.Space) -> torch.dtype:
@@ -138,4 +138,4 @@ def storage_dtype(name: str, space: spaces.Space) -> torch.dtype:
         return torch.bool
     if np.issubdtype(space.dtype, np.floating):
         return torch.float32
-    return _SIGNED.get(str(space.dtype)) or torch.from_numpy(np.zeros(0, space.dtype)).dtype
+    return SIGNED.get(str(space.dtype)) or torch.from_numpy(np.zeros(0, space.dtype)).dtype

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,10 @@ def train(
         return trainer.train()
 
 
+class _NotFiniteError(FloatingPointError):
+    """The trainer's own, of numbers that it would have to save."""
+
+
 class Trainer:
     """Collects rollouts and updates the policy until `config.total_timesteps` valid steps are done.
 
@@ -87,14 +91,15 @@ class Trainer:
         callbacks: Sequence[Callable[[report.Row], None]] = (),
         resume_from: checkpoints.Checkpoint | None = None,
     ) -> None:
-        check_kinds(config, policy, callbacks)
-        self.callbacks, self._quiet = list(callbacks), quiet
+        self.callbacks, self._quiet = list(callbacks) if isinstance(callbacks, Iterable) else callbacks, quiet
+        check_kinds(config, policy, self.callbacks)
         self._own_envs = envs is not None
         self.groups = [] if envs is None else as_groups(envs)
         try:
             self._assemble(config, policy, resume_from)
         except BaseException:
-            self.close()
+            with suppress(Exception):  # the first error is the one to tell
+                self.close()
             raise
 
     def _assemble(self, config: Config, policy: nn.Module | None, resume_from: checkpoints.Checkpoint | None) -> None:
@@ -127,7 +132,8 @@ class Trainer:
         self.engine = make_engine(config, self.policy, distribution)
         if own_policy:
             with torch_threads(config.torch_threads):
-                check_policy(self.policy, obs_space, distribution, self.engine.device)
+                saved = config.run_dir is not None or resume_from is not None
+                check_policy(self.policy, obs_space, distribution, self.engine.device, saved=saved)
         self.stepping: Stepping | None = None
         cores: Cores | None = None
         self._at_once = False  # whether groups are served at the same time
@@ -228,7 +234,7 @@ class Trainer:
             interrupted = True
             saved = self._save_once()
             self._reporter.message(f"interrupted at step {self.steps:,}: {self._how_to_go_on(saved)}")
-        except FloatingPointError:
+        except _NotFiniteError:
             raise  # what would be saved is what went wrong
         except Exception as error:
             error.add_note(f"training stopped at step {self.steps:,}: {self._how_to_go_on(self._try_to_save())}")
@@ -333,7 +339,7 @@ class Trainer:
             raise self._not_finite(f"the loss is {metrics['loss']}")
 
     def _not_finite(self, what: str) -> FloatingPointError:
-        return FloatingPointError(
+        return _NotFiniteError(
             f"iteration {self.iteration + 1} (step {self.steps:,}): every number must be finite; {what}. Usual causes: "
             f"learning_rate ({self.config.learning_rate}) too high, rewards or observations of a large scale (see "
             "norm_reward, norm_obs), max_grad_norm off, an environment that breaks. Nothing of this iteration was saved"

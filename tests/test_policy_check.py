@@ -118,15 +118,11 @@ def test_act_is_asked_where_heads_serve(policy, distribution, act, error, messag
         check_policy(probed, OBS, distribution, torch.device("cpu"))
 
 
-class Stretched(Normal):
-    """`act` gives what `heads` means as it is, whatever the environments' coordinates are."""
-
-
 @pytest.mark.parametrize(
     ("policy", "space", "action_bounds", "message"),
     [
         (
-            Stretched,
+            Normal,
             spaces.Box(0, 10, (2,), np.float32),
             "rescale",
             r"it must be \[.*for the mean that heads\(\) gives",
@@ -140,9 +136,31 @@ def test_act_gives_what_the_environments_take(policy, space, action_bounds, mess
         check_policy(policy(), OBS, distribution, torch.device("cpu"))
 
 
+class NoBias(Normal):
+    """As orthogonal weights and biases of zero begin: the mean of zero is 0, in any symmetric coordinates."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        nn.init.zeros_(self.layer.bias)
+
+
+@pytest.mark.parametrize("limit", [2.0, 5e-4])
+def test_coordinates_are_asked_where_the_mean_is_not_zero(limit):
+    distribution = Distribution.from_space(spaces.Box(-limit, limit, (2,), np.float32), "rescale")
+    with pytest.raises(ValueError, match="the environments' action for the mean"):
+        check_policy(NoBias(), OBS, distribution, torch.device("cpu"))
+    check_policy(NoBias(), OBS, NORMAL, torch.device("cpu"))
+
+
+def test_a_policy_that_is_random_in_any_mode_is_not_asked():
+    random = Normal()
+    random.act = lambda obs, deterministic=False: np.random.default_rng().normal(size=(len(obs), 2))
+    check_policy(random, OBS, NORMAL, torch.device("cpu"))
+
+
 def test_act_in_the_environments_coordinates_passes():
     distribution = Distribution.from_space(spaces.Box(0, 10, (2,), np.float32), "rescale")
-    right = Stretched()
+    right = Normal()
     plain = right.act
     right.act = lambda obs, deterministic=False: distribution.to_env(plain(obs))
     check_policy(right, OBS, distribution, torch.device("cpu"))
@@ -171,6 +189,14 @@ def test_what_would_fail_after_the_training_fails_before_it():
         check_policy(NoMode(), OBS, DISCRETE, torch.device("cpu"))
     with pytest.raises(TypeError, match=r"state_dict\(\)\['_extra_state'\], a dict; it must be a tensor, to be saved"):
         check_policy(Extra(), OBS, DISCRETE, torch.device("cpu"))
+    check_policy(Extra(), OBS, DISCRETE, torch.device("cpu"), saved=False)
+
+
+def test_a_reseed_that_gives_nothing_back_is_called_once():
+    policy, calls = Heads(), []
+    policy.reseed = lambda seed, step=0: calls.append(seed)
+    check_policy(policy, OBS, DISCRETE, torch.device("cpu"))
+    assert calls == [0]
 
 
 class Whole(Heads):

@@ -63,7 +63,6 @@ def test_resuming_with_a_module_of_ones_own(tmp_path):
     second.train()
 
 
-@envpool
 @pytest.mark.parametrize(
     ("before", "changes", "used"),
     [
@@ -88,6 +87,24 @@ def test_a_resumed_run_uses_the_settings_that_are_changed(tmp_path, before, chan
     assert second.step()[name] == pytest.approx(value)
 
 
+def test_a_changed_setting_outlives_a_crash_and_what_moved_stays(tmp_path):
+    config = config_for(run_dir=str(tmp_path), objective="kl", kl_target=1e9, save_interval=0)
+    first = Trainer(config, probes.TerminalReward(num_envs=8), quiet=True)
+    first.train()
+    moved = first.schedules.kl_coef
+    assert moved < config.kl_coef
+
+    def again(**changes):
+        envs = probes.TerminalReward(num_envs=8)
+        return Trainer.resume(first.run_dir, envs, quiet=True, total_timesteps=10**9, **changes)
+
+    assert again(kl_target=None).schedules.kl_coef == moved  # it no longer moves, and is not set anew
+    crashed = again(kl_coef=5.0)
+    crashed.step()  # writes the settings and no checkpoint
+    assert again().schedules.kl_coef == 5.0
+
+
+@envpool
 def test_a_resumed_run_does_not_replay_its_first_episodes(tmp_path):
     config = config_for(env_id="CartPole-v1", run_dir=str(tmp_path), total_timesteps=200)
     with Trainer(config, quiet=True) as first:

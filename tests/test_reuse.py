@@ -164,6 +164,75 @@ def test_environments_are_closed_where_the_trainer_cannot_be_made():
     assert mine not in closed
 
 
+def test_the_first_error_is_told_and_what_was_made_is_closed():
+    closed = []
+
+    class Closing(gym.Wrapper):
+        def close(self):
+            closed.append(self)
+            raise OSError("close broke")
+
+    with pytest.raises(ValueError, match="norm_obs is True"):
+        Trainer(config_for(norm_obs=True), [lambda: Closing(gym.make("CartPole-v1"))], OwnPolicy(), quiet=True)
+    assert len(closed) == 1
+
+    class Text(gym.Env):
+        observation_space, action_space = spaces.Text(3), spaces.Discrete(2)
+
+        def close(self):
+            closed.append(self)
+
+    with pytest.raises(TypeError):
+        Trainer(config_for(), [Text] * 2, quiet=True)
+    assert len(closed) == 3
+
+
+def test_a_policys_own_metadata_stays():
+    policy = Trainer(config_for(), probes.ObservationAction(), quiet=True).policy
+    policy.metadata["note"] = 1
+    Trainer(config_for(env_id="other"), probes.ObservationAction(), policy, quiet=True)
+    assert policy.metadata == {"env_id": "other", "env_options": {}, "own_envs": True, "note": 1}
+
+
+def test_a_part_in_eval_mode_stays_in_it():
+    policy = OwnPolicy()
+    policy.trunk.eval()
+    pyppo.evaluate(policy, envs=probes.ObservationAction(num_envs=2), episodes=2)
+    assert (policy.training, policy.trunk.training) == (True, False)
+
+
+class Small(probes.ObservationAction):
+    """Observations of uint16, which torch does hardly anything with."""
+
+    def __init__(self):
+        super().__init__(num_envs=2)
+        self.single_observation_space = spaces.Box(0, 10, (1,), np.uint16)
+        self.observation_space = gym.vector.utils.batch_space(self.single_observation_space, 2)
+
+    def reset(self, **settings):
+        obs, infos = super().reset(**settings)
+        return np.abs(obs).astype(np.uint16), infos
+
+    def step(self, actions):
+        obs, *rest = super().step(actions)
+        return np.abs(obs).astype(np.uint16), *rest
+
+
+class Modulo(OwnPolicy):
+    def act(self, obs, deterministic=False):
+        assert torch.as_tensor(obs).dtype == torch.int32
+        return super().act((torch.as_tensor(obs) % 7).float().numpy(), deterministic)
+
+    def evaluate(self, obs, actions, state=None):
+        return super().evaluate({"obs": obs["obs"].float()}, actions)
+
+
+def test_evaluation_gives_unsigned_integers_as_training_does():
+    policy = Modulo()
+    Trainer(config_for(), Small(), policy, quiet=True).step()
+    assert len(pyppo.evaluate(policy, envs=Small(), episodes=2).returns) == 2
+
+
 def test_minibatches_fit_the_environments_given():
     config = pyppo.Config.for_env("CartPole-v1", recurrent="gru", run_dir=None)
     assert config.num_minibatches > 1

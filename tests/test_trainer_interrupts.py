@@ -3,6 +3,7 @@
 import time
 
 import gymnasium as gym
+import numpy as np
 import probes
 import pytest
 import torch
@@ -64,6 +65,22 @@ def test_an_error_loses_nothing_that_was_learned(tmp_path, save_interval):
     assert saved.state["iteration"] == 3
     assert saved.state["sha256"] == checkpoint.parameter_sha256(trainer.policy)
     assert any(f"saved {saved.path}; go on with" in note for note in error.value.__notes__)
+
+
+def test_an_environments_own_floating_point_error_saves(tmp_path):
+    class Divides(probes.TerminalReward):
+        left = 40
+
+        def step(self, actions):
+            self.left -= 1
+            if self.left == 0:
+                raise FloatingPointError("divide by zero")
+            return super().step(actions)
+
+    trainer = Trainer(config_for(run_dir=str(tmp_path), save_interval=0), Divides(num_envs=8), quiet=True)
+    with pytest.raises(FloatingPointError, match="divide by zero"):
+        trainer.train()
+    assert checkpoint.load_checkpoint(trainer.run_dir).state["iteration"] == trainer.iteration == 2
 
 
 def test_an_error_of_saving_does_not_hide_the_first(tmp_path, monkeypatch):
@@ -208,5 +225,8 @@ def test_training_goes_on_after_ctrl_c_in_other_processes(tmp_path):
         assert not result.interrupted
         assert result.history["step"][-1] >= 200
         assert len(pyppo.evaluate(result.policy, envs=envs, episodes=2).returns) == 2
+        envs.step_async = send
+        send(np.zeros(2, np.int64))  # another interrupt: a new trainer can begin all the same
+        Trainer(config_for(total_timesteps=20), envs, quiet=True).train()
     finally:
         envs.close()

@@ -122,7 +122,7 @@ class CudaGraphEngine(TorchEngine):
             t: int64 [1], the row; it goes on to the next, after the last one to the first.
             sent: the actions, on the host.
         """
-        with torch.inference_mode():
+        with self._no_gradients():
             obs = {key: x[:, rows].index_select(0, t).squeeze(0) for key, x in rollout.obs.items()}
             params, value = self._call(self.policy.heads, self._prepare(obs))
             sample = self._draw(rollout, rows, params)

@@ -21,9 +21,16 @@ _BATCHES = (3, 1)  # one row too: that is where a squeeze() too many shows
 _STEPS = 2  # of sequences, for a policy with a state
 
 
-def check_policy(policy: nn.Module, obs_space: spaces.Dict, distribution: Distribution, device: torch.device) -> None:
+def check_policy(
+    policy: nn.Module,
+    obs_space: spaces.Dict,
+    distribution: Distribution,
+    device: torch.device,
+    *,
+    saved: bool = True,
+) -> None:
     """Call a policy once and see whether what it gives has the right names, shapes and dtypes, and is finite; whether
-    `act` gives the environments' actions; whether its state can be saved.
+    `act` gives the environments' actions; and, if it is to be `saved`, whether its state can be.
 
     It is asked about observations of zero, or what comes nearest in the space, 3 rows and then 1, the one in `eval`
     mode, where batch normalisation can take it. Its buffers, its noise (where it has `reseed`, as the built-in ones do)
@@ -33,7 +40,7 @@ def check_policy(policy: nn.Module, obs_space: spaces.Dict, distribution: Distri
         ValueError, TypeError: something is wrong; names the method, what it gave and what it must be.
     """
     for name, x in policy.state_dict().items():
-        if not isinstance(x, Tensor):
+        if saved and not isinstance(x, Tensor):
             raise TypeError(f"policy has state_dict()[{name!r}], {_described(x)}; it must be a tensor, to be saved")
     with _left_alone(policy, device):
         for count in _BATCHES:
@@ -47,14 +54,14 @@ def _left_alone(policy: nn.Module, device: torch.device) -> Iterator[None]:
     before = {name: x.clone() for name, x in policy.named_buffers()}
     modes = {module: module.training for module in policy.modules()}
     reseed: Any = getattr(policy, "reseed", None)
-    noise = () if reseed is None else reseed(0)
+    noise = None if reseed is None else reseed(0)
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             yield
     finally:
         for module, training in modes.items():
             module.training = training
-        if reseed is not None:
+        if noise:
             reseed(*noise)
     with torch.no_grad():
         for name, x in policy.named_buffers():
@@ -63,16 +70,24 @@ def _left_alone(policy: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 class _Probe:
-    """One call of each method with `count` rows."""
+    """One call of each method with `count` rows; floats among the observations are zero, or else other numbers."""
 
     def __init__(
-        self, policy: Any, obs_space: spaces.Dict, distribution: Distribution, device: torch.device, count: int
+        self,
+        policy: Any,
+        obs_space: spaces.Dict,
+        distribution: Distribution,
+        device: torch.device,
+        count: int,
+        *,
+        zero: bool = True,
     ) -> None:
         self.policy, self.distribution, self.device, self.count = policy, distribution, device, count
         shape = getattr(policy, "state_shape", None)
         self.shape = None if shape is None else _state_shape(shape)
         self.rows = (count,) if shape is None else (_STEPS, count)
-        self.obs = {name: _observation(space, name, self.rows).to(device) for name, space in obs_space.items()}
+        self.obs_space = obs_space
+        self.obs = {name: _observation(space, name, self.rows, zero).to(device) for name, space in obs_space.items()}
         self.dtype = next((p.dtype for p in policy.parameters() if p.requires_grad), torch.float32)
 
     def run(self) -> None:
@@ -88,7 +103,9 @@ class _Probe:
             self._check_options(prepared)
             # Nobody trains with `act`: a wrong one would show in `evaluate`, after the training.
             self._act(deterministic=False)
-            self._check_mode(params, self._act(deterministic=True))
+            self._check_inside(self._act(deterministic=True))
+            if self.count == 1:  # in `eval` mode
+                self._check_mode()
             return
         self._act(deterministic=True)  # `evaluate` asks for it, after the training
         actions = self._act(deterministic=False)
@@ -163,30 +180,39 @@ class _Probe:
         tensor = torch.as_tensor(array, device=self.device).to(torch.float32 if normal else torch.int64)
         return tensor if self.shape is None else torch.stack([tensor] * _STEPS)
 
-    def _check_mode(self, params: Mapping[str, Tensor], actions: Tensor) -> None:
-        """With `heads`, the trainer sends the environments what `Distribution.to_env` makes of a sample; `act`, which
-        `evaluate` sends as it is, must mean the same actions."""
+    def _check_inside(self, actions: Tensor) -> None:
+        """Discrete actions of `act`, which `evaluate` sends as they are, must be of the environments' space."""
         family = self.distribution
-        last = actions[-1] if self.shape is not None else actions
         if family.kind == "normal":
-            if self.policy.training:  # dropout and the like: two calls differ
-                return
-            mean = params["mean"].detach()
-            mean = mean[-1] if self.shape is not None else mean
-            wanted = torch.as_tensor(family.to_env(mean.cpu().numpy())).to(last)
-            given = torch.as_tensor(family.clip(last.cpu().numpy())).to(last)
-            if self.count == 1 and not torch.allclose(given, wanted, rtol=1e-3, atol=1e-3):
-                must = f"{wanted[0].tolist()}, the environments' action for the mean that heads() gives"
-                how = f"action_bounds is {family.action_bounds!r}"
-                raise ValueError(f"act(deterministic=True) gave {last[0].tolist()}; it must be {must} ({how})")
             return
         low = np.array(family.start or 0).reshape(family.shape if family.start else ())
         nvec = 2 if family.nvec is None else np.array(family.nvec).reshape(family.shape)
-        array = last.cpu().numpy()
+        array = (actions[-1] if self.shape is not None else actions).cpu().numpy()
         if not ((array >= low) & (array < low + nvec)).all():
-            high = (low + nvec - 1).tolist()
-            must = f"actions of the environments' space, from {low.tolist()} to {high}"
+            must = f"actions of the environments' space, from {low.tolist()} to {(low + nvec - 1).tolist()}"
             raise ValueError(f"act(deterministic=True) gave {array.tolist()}; it must be {must}")
+
+    def _check_mode(self) -> None:
+        """With `heads`, the trainer sends the environments what `Distribution.to_env` makes of a sample; `act`, which
+        `evaluate` sends as it is, must mean the same actions. Asked where the mean is hardly 0, which is 0 in any
+        coordinates; not of policies that answer twice in two ways."""
+        family = self.distribution
+        if family.kind != "normal" or self.shape is not None:
+            return
+        probe = _Probe(self.policy, self.obs_space, family, self.device, self.count, zero=False)
+        with torch.no_grad():
+            means = [probe._call("heads", probe._prepared())[0]["mean"] for _ in range(2)]
+        given, again = (family.clip(probe._act(deterministic=True).cpu().numpy()) for _ in range(2))
+        wanted = family.to_env(means[0].cpu().numpy())
+        if not (torch.equal(*means) and np.array_equal(given, again) and np.isfinite(wanted).all()):
+            return
+        assert family.low is not None
+        assert family.high is not None
+        size = np.where(np.isfinite(family.high - family.low), family.high - family.low, 1.0)
+        if (np.abs(given - wanted) > 1e-5 * size + 1e-3 * np.abs(wanted)).any():
+            must = f"{wanted[0].tolist()}, the environments' action for the mean that heads() gives"
+            how = f"action_bounds is {family.action_bounds!r}"
+            raise ValueError(f"act(deterministic=True) gave {given[0].tolist()}; it must be {must} ({how})")
 
     def _array(self, actions: Any) -> np.ndarray:
         """What `act` gave as an array, as an environment would take it."""
@@ -271,14 +297,18 @@ def _state_shape(shape: Any) -> tuple[int, ...]:
     return shape
 
 
-def _observation(space: spaces.Space, name: str, rows: tuple[int, ...]) -> Tensor:
-    """Zeros as a rollout stores them, or what comes nearest in the space; a mask that allows everything."""
+def _observation(space: spaces.Space, name: str, rows: tuple[int, ...], zero: bool) -> Tensor:
+    """Zeros as a rollout stores them, or what comes nearest in the space; a mask that allows everything.
+
+    Where `zero` is False floats are numbers from 0.1 to 0.9, the same in each call, as far as the space has them.
+    """
     full = (*rows, *(space.shape or ()))
     if name == MASK:
         return torch.ones(full, dtype=torch.bool)
     if np.issubdtype(space.dtype, np.floating):
         low, high = (np.broadcast_to(getattr(space, name, 0), full) for name in ("low", "high"))
-        return torch.from_numpy(np.clip(np.zeros(full, np.float32), low, high).astype(np.float32))
+        wanted = np.zeros(full) if zero else np.linspace(0.1, 0.9, math.prod(full)).reshape(full)
+        return torch.from_numpy(np.clip(wanted, low, high).astype(np.float32))
     if isinstance(space, spaces.Box):
         nearest = np.clip(np.zeros(full, space.dtype), space.low, space.high)
     else:
