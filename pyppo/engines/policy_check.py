@@ -195,7 +195,7 @@ class _Probe:
     def _check_mode(self) -> None:
         """With `heads`, the trainer sends the environments what `Distribution.to_env` makes of a sample; `act`, which
         `evaluate` sends as it is, must mean the same actions. Asked where the mean is hardly 0, which is 0 in any
-        coordinates; not of policies that answer twice in two ways."""
+        coordinates; not of policies with a state, or that answer twice in two ways."""
         family = self.distribution
         if family.kind != "normal" or self.shape is not None:
             return
