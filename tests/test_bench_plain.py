@@ -1,0 +1,160 @@
+"""bench/paper/plain_ppo.py against the library's references, since scores are held against it; plain.py's table."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pyppo import reference
+
+BENCH = Path(__file__).resolve().parents[1] / "bench"
+# A source distribution carries the tests and not what they look at here.
+pytestmark = pytest.mark.skipif(not BENCH.is_dir(), reason="needs the repository")
+MACHINE = {"cpu": "a CPU", "cores": 2, "cpu_capability": "avx2", "torch": "2.13"}
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    pytest.importorskip("envpool")
+    for folder in (BENCH, BENCH / "paper"):
+        monkeypatch.syspath_prepend(str(folder))
+    names = ("plain", "plain_ppo", "table1", "table1_settings")
+    return types.SimpleNamespace(**{name: importlib.import_module(name) for name in names})
+
+
+def test_its_settings_are_those_of_table_1(bench):
+    plain, table1 = bench.plain_ppo.Settings(), bench.table1_settings.SETTINGS["X"]
+    for name in ("num_envs", "num_steps", "num_minibatches", "update_epochs", "learning_rate", "adam_eps", "gamma",
+                 "max_grad_norm", "gae_lambda", "clip_coef", "vf_coef"):  # fmt: skip
+        assert getattr(plain, name) == table1[name], name
+    assert (plain.hidden_size, plain.hidden_size) == table1["hidden_sizes"]
+    assert plain.limit == table1["clip_obs"] == table1["clip_reward"]
+
+
+def test_its_advantages_are_the_references(bench):
+    random = np.random.default_rng(0)
+    T, N, settings = 40, 6, bench.plain_ppo.Settings(gamma=0.9, gae_lambda=0.8)
+    terminated, truncated, valid = np.zeros((T, N), bool), np.zeros((T, N), bool), np.ones((T, N), bool)
+    for t in range(T):
+        if t:
+            valid[t] = ~(terminated[t - 1] | truncated[t - 1])  # a row that carries the reset
+        ends = random.random((2, N)) < 0.15
+        terminated[t], truncated[t] = ends[0] & valid[t], ends[1] & ~ends[0] & valid[t]
+    rewards, values = random.normal(size=(T, N)) * valid, random.normal(size=(T + 1, N))
+    assert (~valid).sum() > 20
+    assert terminated.any()
+    assert truncated.any()
+    expected, _ = reference.gae(
+        *map(torch.as_tensor, (rewards, values, terminated, truncated)),
+        gamma=0.9, gae_lambda=0.8, valid=torch.as_tensor(valid),
+    )  # fmt: skip
+    found = bench.plain_ppo.advantages_of(rewards, values, terminated, truncated, valid, settings)
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-12, atol=1e-12)
+
+
+def test_its_loss_and_gradients_are_the_references(bench):
+    torch.manual_seed(0)
+    n, settings = 50, bench.plain_ppo.Settings()
+    agent = bench.plain_ppo.Agent(5, 3, 16).double()
+    with torch.no_grad():
+        agent.log_std.copy_(torch.tensor([0.3, -0.2, 0.1]))
+    obs, actions, advantages = torch.randn(n, 5).double(), torch.randn(n, 3).double(), torch.randn(n).double()
+    logp = agent.log_prob(obs, actions).detach() + 0.4 * torch.randn(n)  # ratios on both sides of the clip range
+    old_values, returns = torch.randn(n).double(), torch.randn(n).double()
+    loss = bench.plain_ppo.loss_of(agent, (obs, actions, logp, old_values, advantages, returns), settings)
+    expected, _ = reference.ppo_loss(
+        mean=agent.actor(obs), log_std=agent.log_std, actions=actions, old_logp=logp, advantages=advantages,
+        values=agent.critic(obs)[:, 0], old_values=old_values, returns=returns, clip_coef=0.2, value_clip_coef=0.2,
+        vf_coef=0.5, norm_adv=True,
+    )  # fmt: skip
+    parameters = list(agent.parameters())
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
+    for found, wanted in zip(
+        torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters), strict=True
+    ):
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_its_statistics_are_those_of_all_rows(bench):
+    random = np.random.default_rng(1)
+    rows = random.normal(3.0, 2.0, size=(100, 4))
+    statistics = bench.plain_ppo.RunningStatistics((4,))
+    for first in range(0, 100, 7):
+        statistics.update(rows[first : first + 7])
+        statistics.update(rows[:0])
+    np.testing.assert_allclose(statistics.mean, rows.mean(axis=0), rtol=1e-4)
+    np.testing.assert_allclose(statistics.var, rows.var(axis=0), rtol=1e-4)
+
+
+def test_its_environments_count_episodes_and_mask_resets(bench):
+    """InvertedPendulum rewards every step by 1, so an episode's return is its length."""
+    settings = bench.plain_ppo.Settings(num_envs=3)
+    envs = bench.plain_ppo.Environments("InvertedPendulum-v4", 1, settings)
+    ended, valid_steps, before = 0, 0, envs.valid
+    for _ in range(200):
+        rewards, terminated, truncated = envs.step(torch.ones(3, envs.action_size))
+        valid_steps += before.sum()
+        assert (rewards[~before] == 0).all()
+        assert not (terminated | truncated)[~before].any()
+        assert (envs.valid == ~(terminated | truncated)).all()
+        assert (envs.obs.abs() <= settings.limit).all()
+        ended += int((terminated | truncated).sum())
+        before = envs.valid
+    assert ended == len(envs.finished) > 10
+    assert sum(envs.finished) + envs._totals.sum() == valid_steps
+
+
+def test_it_learns_and_repeats(bench):
+    settings = bench.plain_ppo.Settings(total_timesteps=12_000, learning_rate=1e-3)
+    steps, returns, seconds = bench.plain_ppo.train("InvertedPendulum-v4", 1, settings)
+    assert steps[-1] >= 12_000
+    assert seconds > 0
+    assert returns[-1] > 2 * returns[0]
+    assert bench.plain_ppo.train("InvertedPendulum-v4", 1, settings)[:2] == (steps, returns)
+
+
+def test_the_table_sets_it_beside_table_1(bench, tmp_path, monkeypatch):
+    asked = []
+
+    def run_jobs(jobs, path, parallel):
+        asked.extend(job.key for job in jobs)
+        return []
+
+    monkeypatch.setattr(bench.plain, "run_jobs", run_jobs)
+    facts = {"seconds": 9.0, "finished": "2026-11-23T01:00:00+00:00", "commit": "abc", "machine": MACHINE}
+
+    def write(path, jobs, scores, cpu):
+        lines = [
+            {"key": job.key, "arguments": job.arguments, "result": {"score": x, "diverged": None, "curve": [[], []]}}
+            | {**facts, "cpu_seconds": cpu}
+            for job, x in zip(jobs, scores, strict=True)
+        ]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    full = bench.plain.STEPS
+    write(tmp_path / "plain.jsonl", bench.plain.jobs_of(["HalfCheetah-v4"], 3, full), [1700.0, 1800.0, 1600.0], 400.0)
+    ours = [bench.table1.job_of("X", "clip 0.2", "HalfCheetah-v4", seed, full) for seed in (1, 2, 3)]
+    write(tmp_path / "table1.jsonl", ours, [1800.0, 1900.0, 1700.0], 60.0)
+    page = tmp_path / "results.md"
+    page.write_text("<!-- plain -->\n<!-- /plain -->\n")
+    files = ["--results", str(tmp_path / "plain.jsonl"), "--table1", str(tmp_path / "table1.jsonl")]
+    bench.plain.main(["--only", "HalfCheetah-v4", "--seeds", "3", *files, "--docs", str(tmp_path)])
+    assert asked == [f"plain/HalfCheetah-v4/s{seed}" for seed in (1, 2, 3)]
+    rows = {line.split(" | ")[0]: line.strip("| ").split(" | ") for line in page.read_text().splitlines()}
+    cells = rows["| HalfCheetah-v4"]
+    assert cells[1] == "1700.0 ± 81.6 (3)"
+    assert cells[2] == "1800.0 ± 81.6 (3)"
+    assert cells[3].startswith("100.0 [")
+    low, high = (float(x) for x in cells[3].split("[")[1].rstrip("]").split(", "))
+    assert -100 <= low < 100 < high <= 300
+    assert cells[4:] == ["1700.0, 1800.0, 1600.0", "400", "60"]
+    assert rows["| Hopper-v4"][1:] == ["–"] * 6
+    assert "3 runs, 2026-11-23, commit abc" in page.read_text()
+    assert math.isclose(bench.plain.jobs_of(["Hopper-v4"], 1, 5)[0].weight, 5.0)
