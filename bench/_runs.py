@@ -305,14 +305,15 @@ def _share_of_cores(parallel: int) -> Iterator[None]:
 
 
 class _Progress:
-    """Says how far it is. The time left is what a unit of weight has taken so far, in the file and in this call."""
+    """Says how far it is. The time left is what a unit of weight has taken in this call, or in the file until a run has
+    ended: those there may be of another day, or of another machine."""
 
     def __init__(self, jobs: Sequence[Job], done: Mapping[str, Record], parallel: int) -> None:
         self._total, self._done, self._parallel = len(jobs), len(done), parallel
         self._left = sum(job.weight for job in jobs if job.key not in done)
         known = [job for job in jobs if job.key in done]
-        self._weight = sum(job.weight for job in known)
-        self._seconds = sum(done[job.key]["seconds"] for job in known)
+        self._of_file = sum(job.weight for job in known), sum(done[job.key]["seconds"] for job in known)
+        self._weight, self._seconds = 0.0, 0.0  # of this call
         if self._left:
             console.print(f"{self._done} of {self._total} runs are done{self._time_left()}")
 
@@ -331,9 +332,10 @@ class _Progress:
         console.print(f"{job.key} failed: {why.strip().splitlines()[-1]}", markup=False)
 
     def _time_left(self) -> str:
-        if self._weight <= 0 or self._left <= 0:
+        weight, seconds = (self._weight, self._seconds) if self._weight > 0 else self._of_file
+        if weight <= 0 or self._left <= 0:
             return ""
-        return f"; {duration(self._seconds / self._weight * self._left / self._parallel)} left"
+        return f"; {duration(seconds / weight * self._left / self._parallel)} left"
 
 
 def duration(seconds: float) -> str:

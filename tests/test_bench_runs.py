@@ -218,5 +218,9 @@ def test_time_left_goes_by_weight(runs, capsys):
     progress = runs._Progress(jobs, {}, parallel=2)
     progress.add(jobs[0], 10.0)
     assert capsys.readouterr().out.splitlines()[-1] == "1/3 double/1: 10 s; 5 min left"
+    progress = runs._Progress(jobs, {jobs[0].key: {"seconds": 60.0}}, parallel=2)  # of another day
+    assert capsys.readouterr().out.splitlines()[-1] == "1 of 3 runs are done; 30 min left"
+    progress.add(jobs[1], 360.0)
+    assert capsys.readouterr().out.splitlines()[-1] == "2/3 double/2: 360 s; 3 min left"
     assert runs.duration(90) == "90 s"
     assert runs.duration(3 * 3600 + 120) == "3 h 02 min"
