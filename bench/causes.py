@@ -47,6 +47,7 @@ QUESTIONS: dict[str, Question] = {
         "advantages normalised by batch": {"norm_adv": "batch", "learning_rate": 3e-4},
         "learning rate 1e-4": {"norm_adv": "minibatch", "learning_rate": 1e-4},
         "both: the preset": {},
+        "advantages as they are": {"norm_adv": "none", "learning_rate": 3e-4},
     }),
     "halfcheetah": Question("HalfCheetah-v4", base={"log_std_init": 0.0}, seeds=3, variants={
         "nothing else": {},
@@ -64,15 +65,11 @@ QUESTIONS: dict[str, Question] = {
 # fmt: on
 
 
-def jobs_of(question: Question, title: str, seeds: int | None = None) -> list[Job]:
-    """A variant's runs, as the suite's jobs: the same run is not made twice.
-
-    Args:
-        seeds: 1 to this many; None: the question's number.
-    """
+def jobs_of(question: Question, title: str, seeds: int) -> list[Job]:
+    """A variant's runs, seeds 1 to this many, as the suite's jobs: the same run is not made twice."""
     task = next(task for task in SUITE if task.env_id == question.env_id)
     changed = dataclasses.replace(task, fields={**task.fields, **question.base, **question.variants[title]})
-    return learning.jobs_of([changed], "auto", range(1, (seeds or question.seeds) + 1), None)
+    return learning.jobs_of([changed], "auto", range(1, seeds + 1), None)
 
 
 def row(title: str, runs: Sequence[Record]) -> list[str]:
@@ -86,7 +83,7 @@ def row(title: str, runs: Sequence[Record]) -> list[str]:
     return [title, mean("score"), mean("best"), mean("evaluation"), each or "–"]
 
 
-def report(question: Question, path: Path, seeds: int | None = None) -> str:
+def report(question: Question, path: Path, seeds: int) -> str:
     """What was run for a question, as Markdown."""
     found = {title: list(finished(jobs_of(question, title, seeds), path).values()) for title in question.variants}
     columns = [question.env_id, "training", "highest on the way", "evaluation", "training, seeds 1, 2, …"]
@@ -117,10 +114,11 @@ def main(arguments: list[str] | None = None) -> None:
         question = QUESTIONS[name]
         for title in question.variants:
             console.print(f"{name}: {title}")
-            jobs = jobs_of(question, title, given.seeds)
+            jobs = jobs_of(question, title, given.seeds or question.seeds)
             failures += run_jobs(jobs, given.results, parallel=given.parallel)
     for name, question in QUESTIONS.items() if docs else ():
-        fill(docs / "results.md", section(name), report(question, given.results))
+        seeds = max(given.seeds or 0, question.seeds)  # the page is of the whole plan, and of what goes beyond it
+        fill(docs / "results.md", section(name), report(question, given.results, seeds))
     finish(failures)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import math
 import types
 from pathlib import Path
 
@@ -36,6 +35,8 @@ def test_its_settings_are_those_of_table_1(bench):
         assert getattr(plain, name) == table1[name], name
     assert (plain.hidden_size, plain.hidden_size) == table1["hidden_sizes"]
     assert plain.limit == table1["clip_obs"] == table1["clip_reward"]
+    for changes in bench.plain.VARIANTS.values():
+        assert changes.get("warmup_steps", 256) * plain.num_envs == table1["warmup_rows"]
 
 
 def test_its_advantages_are_the_references(bench):
@@ -111,6 +112,22 @@ def test_its_environments_count_episodes_and_mask_resets(bench):
     assert sum(envs.finished) + envs._totals.sum() == valid_steps
 
 
+def test_statistics_fixed_in_a_rollout_begin_with_random_play(bench):
+    settings = bench.plain_ppo.Settings(num_envs=3, warmup_steps=50)
+    envs = bench.plain_ppo.Environments("InvertedPendulum-v4", 1, settings)
+    statistics = envs._obs_statistics
+    mean, count = statistics.mean.copy(), statistics.count
+    assert count == pytest.approx(150, abs=1e-3)
+    valid_rows = 3  # of the reset
+    for _ in range(20):
+        envs.step(torch.ones(3, envs.action_size))
+        valid_rows += envs.valid.sum()
+    assert (statistics.mean == mean).all()
+    envs.learn_statistics()
+    assert statistics.count == pytest.approx(150 + valid_rows, abs=1e-3)
+    assert (statistics.mean != mean).any()
+
+
 def test_it_learns_and_repeats(bench):
     settings = bench.plain_ppo.Settings(total_timesteps=12_000, learning_rate=1e-3)
     steps, returns, seconds = bench.plain_ppo.train("InvertedPendulum-v4", 1, settings)
@@ -139,22 +156,31 @@ def test_the_table_sets_it_beside_table_1(bench, tmp_path, monkeypatch):
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     full = bench.plain.STEPS
-    write(tmp_path / "plain.jsonl", bench.plain.jobs_of(["HalfCheetah-v4"], 3, full), [1700.0, 1800.0, 1600.0], 400.0)
+    write(
+        tmp_path / "plain.jsonl",
+        [bench.plain.job_of("each step", "HalfCheetah-v4", s, full) for s in (1, 2, 3)],
+        [1700.0, 1800.0, 1600.0],
+        400.0,
+    )
     ours = [bench.table1.job_of("X", "clip 0.2", "HalfCheetah-v4", seed, full) for seed in (1, 2, 3)]
     write(tmp_path / "table1.jsonl", ours, [1800.0, 1900.0, 1700.0], 60.0)
     page = tmp_path / "results.md"
     page.write_text("<!-- plain -->\n<!-- /plain -->\n")
     files = ["--results", str(tmp_path / "plain.jsonl"), "--table1", str(tmp_path / "table1.jsonl")]
     bench.plain.main(["--only", "HalfCheetah-v4", "--seeds", "3", *files, "--docs", str(tmp_path)])
-    assert asked == [f"plain/HalfCheetah-v4/s{seed}" for seed in (1, 2, 3)]
-    rows = {line.split(" | ")[0]: line.strip("| ").split(" | ") for line in page.read_text().splitlines()}
-    cells = rows["| HalfCheetah-v4"]
+    variants = ("each step", "each rollout")
+    assert asked == [f"plain, {variant}/HalfCheetah-v4/s{seed}" for seed in (1, 2, 3) for variant in variants]
+    rows = {
+        tuple(line.strip("| ").split(" | ")[:2]): line.strip("| ").split(" | ")[1:]
+        for line in page.read_text().splitlines()
+    }
+    cells = rows["HalfCheetah-v4", "each step"]
     assert cells[1] == "1700.0 ± 81.6 (3)"
     assert cells[2] == "1800.0 ± 81.6 (3)"
     assert cells[3].startswith("100.0 [")
     low, high = (float(x) for x in cells[3].split("[")[1].rstrip("]").split(", "))
     assert -100 <= low < 100 < high <= 300
     assert cells[4:] == ["1700.0, 1800.0, 1600.0", "400", "60"]
-    assert rows["| Hopper-v4"][1:] == ["–"] * 6
+    assert rows["HalfCheetah-v4", "each rollout"][1:] == ["–", "1800.0 ± 81.6 (3)", "–", "–", "–", "60"]
+    assert rows["Hopper-v4", "each step"][1:] == ["–"] * 6
     assert "3 runs, 2026-11-23, commit abc" in page.read_text()
-    assert math.isclose(bench.plain.jobs_of(["Hopper-v4"], 1, 5)[0].weight, 5.0)

@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from table1_settings import SETTINGS, WRITTEN_OUT_LATER
 from torch import Tensor, nn
 
 from pyppo import Config, Trainer, ops
@@ -26,25 +27,14 @@ from pyppo.policy import Minibatch
 from pyppo.reference import make_distribution
 from pyppo.rollout import Rollout
 
-# What the 2017 paper's continuous control has in common (section 6.1 and table 3), and CleanRL's normalisation.
+# What PPO's runs have too: the 2017 paper's continuous control (section 6.1 and table 3), and CleanRL's normalisation.
+_OF_PPO = (
+    "num_envs", "gamma", "norm_obs", "clip_obs", "norm_reward", "clip_reward", "action_bounds", "shared_trunk",
+    "state_dependent_std", "hidden_sizes", "activation", "log_std_init", "ent_coef", *WRITTEN_OUT_LATER,
+)  # fmt: skip
 COMMON: dict[str, Any] = {
-    "num_envs": 8,
-    "gamma": 0.99,
-    "norm_obs": True,
-    "clip_obs": 10.0,
-    "norm_reward": True,
-    "clip_reward": 10.0,
-    "action_bounds": "clip",
-    "shared_trunk": False,
-    "state_dependent_std": False,
-    "hidden_sizes": (64, 64),
-    "activation": "tanh",
-    "log_std_init": 0.0,
-    "ent_coef": 0.0,
-    "engine": "torch",
-    "device": "cpu",
-    "run_dir": None,
-}
+    **{name: SETTINGS["X"][name] for name in _OF_PPO}, "engine": "torch", "device": "cpu", "run_dir": None
+}  # fmt: skip
 
 MakeEngine = Callable[[nn.Module, Config, torch.device, Distribution], Any]
 Engine = Callable[..., Any]

@@ -13,7 +13,7 @@ from typing import Any
 import _experiments
 from _command import STEPS, add_arguments, add_length, docs_of, finish, positive
 from _runs import Job, Record, finished, run_jobs
-from table1_settings import SETTINGS
+from table1_settings import SETTINGS, completed
 
 ENVIRONMENTS = ("HalfCheetah-v4", "Hopper-v4", "Walker2d-v4")
 SEEDS = 5
@@ -41,7 +41,8 @@ def job_of(variant: Variant, env_id: str, seed: int, steps: int) -> Job:
     epochs, clip = variant
     key = f"epochs {epochs}, clip {clip_name(clip)}/{env_id}/s{seed}"
     arguments = {"env_id": env_id, "seed": seed, "fields": fields_of(variant, steps)}
-    return Job(key, _experiments.run_measured, arguments, steps * (0.5 + 0.5 * epochs / STANDARD_EPOCHS))
+    weight = steps * (0.5 + 0.5 * epochs / STANDARD_EPOCHS)
+    return Job(key, _experiments.run_measured, arguments, weight, completed)
 
 
 class Runs:

@@ -30,7 +30,7 @@ import vpg
 from _command import STEPS, add_arguments, add_length, docs_of, finish, positive
 from _report import curve_of, provenance
 from _runs import Failure, Job, Record, finished, run_jobs
-from table1_settings import ENVIRONMENTS, SETTINGS
+from table1_settings import ENVIRONMENTS, SETTINGS, completed
 from tables import ROOT, fill, table
 from update_cost import cost_rows, milliseconds
 
@@ -97,7 +97,7 @@ def job_of(algorithm: str, env_id: str, seed: int, steps: int) -> Job:
     one = ALGORITHMS[algorithm]
     arguments = {"algorithm": algorithm, "env_id": env_id, "seed": seed}
     arguments |= {"fields": {**one.fields, "total_timesteps": steps}, "settings": one.settings}
-    return Job(f"{algorithm}/{env_id}/s{seed}", _experiments.run_algorithm, arguments, float(steps))
+    return Job(f"{algorithm}/{env_id}/s{seed}", _experiments.run_algorithm, arguments, float(steps), completed)
 
 
 Cell = tuple[str, str]
@@ -163,17 +163,24 @@ def time_table(runs: Runs) -> str | None:
 
 
 def settings_table() -> str:
-    """Every setting that an algorithm states, and where they are from."""
-    lines = []
-    for one in ALGORITHMS.values():
-        stated = {name: x for name, x in one.fields.items() if name not in ("run_dir", "device", "engine")}
-        texts = [", ".join(f"{name} {_text(x)}" for name, x in part.items()) for part in (stated, one.settings)]
-        lines.append([one.title, *texts, one.source])
+    """Every setting that an algorithm states, and where they are from; first what all state alike."""
+    programs = list(ALGORITHMS.values())
+    first = {name: x for name, x in programs[0].fields.items() if name not in ("run_dir", "device", "engine")}
+    alike = {name: x for name, x in first.items() if all(one.fields.get(name, ...) == x for one in programs)}
+    lines = [["all", _text(alike), "", "The same."]]
+    for one in programs:
+        own = {name: x for name, x in one.fields.items() if name not in {*alike, "run_dir", "device", "engine"}}
+        lines.append([one.title, _text(own), _text(one.settings), one.source])
     return table(["algorithm", "of `pyppo.Config`", "its own", "from"], lines)
 
 
-def _text(value: Any) -> str:
-    return ", ".join(f"{x:g}" for x in value).join("()") if isinstance(value, (tuple, list)) else str(value)
+def _text(settings: Mapping[str, Any]) -> str:
+    """Names and values."""
+    texts = {
+        name: ", ".join(f"{part:g}" for part in x).join("()") if isinstance(x, (tuple, list)) else str(x)
+        for name, x in settings.items()
+    }
+    return ", ".join(f"{name} {text}" for name, text in texts.items())
 
 
 def curves(runs: Runs) -> dict[str, dict[str, list[Curve]]]:

@@ -10,8 +10,9 @@ time. Then, or with --report and nothing run, the table of docs/results.md is wr
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,25 +33,25 @@ from tables import ROOT, fill, table
 ENVIRONMENTS = ("HalfCheetah-v4", "Hopper-v4", "Walker2d-v4")
 SEEDS, MOST_SEEDS = 5, 10
 OURS = ("X", "clip 0.2")
+VARIANTS: dict[str, dict[str, Any]] = {"each step": {}, "each rollout": {"warmup_steps": 256}}
+"""What the statistics of observations follow; the library's, each rollout, begin with as many rows."""
 
 
-def train(env_id: str, seed: int, steps: int) -> dict[str, Any]:
+def train(env_id: str, seed: int, settings: Mapping[str, Any]) -> dict[str, Any]:
     """One run of the plain program; the result's entries are those of `_training.train_run` that it has."""
-    curve_steps, returns, seconds = plain_ppo.train(env_id, seed, plain_ppo.Settings(total_timesteps=steps))
+    curve_steps, returns, seconds = plain_ppo.train(env_id, seed, plain_ppo.Settings(**settings))
     score = returns[-1] if returns else None
     return {"score": score, "seconds": round(seconds, 3), "diverged": None, "curve": thinned(curve_steps, returns)}
 
 
-def jobs_of(environments: Sequence[str], seeds: int, steps: int) -> list[Job]:
-    """Seed by seed."""
-    return [
-        Job(f"plain/{env_id}/s{seed}", train, {"env_id": env_id, "seed": seed, "steps": steps}, float(steps))
-        for seed in range(1, seeds + 1)
-        for env_id in environments
-    ]
+def job_of(variant: str, env_id: str, seed: int, steps: int) -> Job:
+    """One run."""
+    settings = plain_ppo.Settings(total_timesteps=steps, **VARIANTS[variant])
+    arguments = {"env_id": env_id, "seed": seed, "settings": dataclasses.asdict(settings)}
+    return Job(f"plain, {variant}/{env_id}/s{seed}", train, arguments, float(steps))
 
 
-def row(env_id: str, plain: Sequence[Record], ours: Sequence[Record]) -> list[str]:
+def row(env_id: str, variant: str, plain: Sequence[Record], ours: Sequence[Record]) -> list[str]:
     """A line of the table."""
     both = [[x["result"]["score"] for x in runs if x["result"]["score"] is not None] for runs in (plain, ours)]
     difference = "–"
@@ -58,22 +59,22 @@ def row(env_id: str, plain: Sequence[Record], ours: Sequence[Record]) -> list[st
         difference = interval(difference_interval(both[1], both[0]), [both[1]], [both[0]], text=score_text)
     each = ", ".join(map(score_text, both[0])) or "–"
     seconds = [f"{np.median([x['cpu_seconds'] for x in runs]):.0f}" if runs else "–" for runs in (plain, ours)]
-    return [env_id, scores_text(plain), scores_text(ours), difference, each, *seconds]
+    return [env_id, variant, scores_text(plain), scores_text(ours), difference, each, *seconds]
 
 
 def report(given: argparse.Namespace) -> str:
     """What there is, as Markdown."""
-    most = max(given.seeds, MOST_SEEDS)
-    found = finished(jobs_of(ENVIRONMENTS, most, given.steps), given.results)
+    seeds = range(1, max(given.seeds, MOST_SEEDS) + 1)
     lines, records = [], []
     for env_id in ENVIRONMENTS:
-        plain = [record for record in found.values() if record["arguments"]["env_id"] == env_id]
-        jobs = [table1.job_of(*OURS, env_id, seed, given.steps) for seed in range(1, most + 1)]
-        ours = list(finished(jobs, given.table1, quiet=True).values())
-        lines.append(row(env_id, plain, ours))
-        records += plain
-    columns = ["environment", "plain torch (seeds)", "the library (seeds)", "library - plain [95 %]",
-               "plain torch, seeds 1, 2, …", "its CPU seconds a run", "the library's"]  # fmt: skip
+        ours = finished([table1.job_of(*OURS, env_id, seed, given.steps) for seed in seeds], given.table1, quiet=True)
+        for variant in VARIANTS:
+            plain = finished([job_of(variant, env_id, seed, given.steps) for seed in seeds], given.results, quiet=True)
+            lines.append(row(env_id, variant, list(plain.values()), list(ours.values())))
+            records += plain.values()
+    columns = ["environment", "statistics follow", "plain torch (seeds)", "the library (seeds)",
+               "library - plain [95 %]", "plain torch, seeds 1, 2, …", "its CPU seconds a run",
+               "the library's"]  # fmt: skip
     return f"{provenance(records)}\n\n{table(columns, lines)}"
 
 
@@ -90,7 +91,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     given = parse(arguments)
     docs = docs_of(given, ["plain"], full=given.steps == STEPS)
-    jobs = jobs_of(given.only, given.seeds, given.steps)
+    seeds = range(1, given.seeds + 1)  # seed by seed, so that whatever is done is the table of fewer
+    jobs = [
+        job_of(variant, env_id, seed, given.steps) for seed in seeds for env_id in given.only for variant in VARIANTS
+    ]
     failures = [] if given.report else run_jobs(jobs, given.results, parallel=given.parallel)
     if docs is not None:
         fill(docs / "results.md", "plain", report(given))

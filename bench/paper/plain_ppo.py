@@ -2,7 +2,8 @@
 
 Schulman et al. 2017 (arXiv 1707.06347, eqs. 7 and 9) with the details that Huang et al. 2022 list ("The 37
 Implementation Details of Proximal Policy Optimization"), for EnvPool's environments of continuous actions. Observations
-and rewards are normalised by statistics that follow every step, as Gymnasium's wrappers do it.
+and rewards are normalised by statistics that follow every step, as Gymnasium's wrappers do it, or those of observations
+by statistics that stay as they are within a rollout, as the library's do.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class Settings:
     vf_coef: float = 0.5
     hidden_size: int = 64
     limit: float = 10.0  # of normalised observations and rewards
+    warmup_steps: int | None = None  # of random actions, then observations' statistics are fixed within a rollout
 
 
 class RunningStatistics:
@@ -71,10 +73,27 @@ class Environments:
         self._discounted, self._totals = np.zeros(settings.num_envs), np.zeros(settings.num_envs)
         self.valid = np.ones(settings.num_envs, bool)
         self.finished: list[float] = []
-        self.obs = self._normalized(self._envs.reset()[0])
+        self._waiting: list[np.ndarray] = []  # observations that the statistics do not know yet
+        obs = self._envs.reset()[0]
+        if settings.warmup_steps is not None:
+            random = np.random.default_rng(seed)
+            for _ in range(settings.warmup_steps):
+                actions = random.uniform(self._low, self._high, (settings.num_envs, self.action_size))
+                self._waiting.append(self._envs.step(actions)[0])
+            self.learn_statistics()
+            obs = self._envs.reset()[0]
+        self.obs = self._normalized(obs)
+
+    def learn_statistics(self) -> None:
+        """Take in the observations since the last call."""
+        if self._waiting:
+            self._obs_statistics.update(np.concatenate(self._waiting))
+            self._waiting.clear()
 
     def _normalized(self, obs: np.ndarray) -> Tensor:
-        self._obs_statistics.update(obs[self.valid])
+        self._waiting.append(obs[self.valid])
+        if self._s.warmup_steps is None:
+            self.learn_statistics()
         scaled = (obs - self._obs_statistics.mean) / np.sqrt(self._obs_statistics.var + 1e-8)
         return torch.as_tensor(np.clip(scaled, -self._s.limit, self._s.limit), dtype=torch.float32)
 
@@ -210,6 +229,7 @@ def train(env_id: str, seed: int, settings: Settings) -> tuple[list[int], list[f
         for group in optimizer.param_groups:
             group["lr"] = s.learning_rate * (1 - steps / s.total_timesteps)
         batch = rollout(envs, agent, s)
+        envs.learn_statistics()
         update(agent, optimizer, batch, s)
         steps += len(batch[0])
         if envs.finished:

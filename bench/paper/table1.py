@@ -23,7 +23,7 @@ import table1_report
 from _command import STEPS, add_arguments, add_length, docs_of, finish, positive
 from _runs import Job, run_jobs
 from _training import train_run
-from table1_settings import CLIPS, ENVIRONMENTS, SETTINGS, VARIANTS
+from table1_settings import CLIPS, ENVIRONMENTS, SETTINGS, VARIANTS, completed
 
 import pyppo
 from pyppo.envpool_envs import env_spaces
@@ -63,7 +63,7 @@ def random_policy(env_id: str, episodes: int) -> dict[str, Any]:
 def job_of(setting: str, variant: str, env_id: str, seed: int, steps: int) -> Job:
     """One run."""
     arguments = {"env_id": env_id, "seed": seed, "fields": fields_of(setting, variant, steps)}
-    return Job(f"{setting}/{variant}/{env_id}/s{seed}", train, arguments, float(steps))
+    return Job(f"{setting}/{variant}/{env_id}/s{seed}", train, arguments, float(steps), completed)
 
 
 def jobs_of(settings: Sequence[str], seeds: int, clip_seeds: int, steps: int) -> list[Job]:
