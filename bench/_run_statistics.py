@@ -7,6 +7,7 @@ environment's share is fixed. All take scores that may be compared across enviro
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -60,6 +61,26 @@ def difference_interval(
     return _bootstrap(
         lambda drawn: drawn[0].mean(axis=1) - drawn[1].mean(axis=1), [[ours], [theirs]], confidence, samples, seed
     )
+
+
+def permutation_p(ours: Sequence[float], theirs: Sequence[float], *, samples: int = 20_000, seed: int = 0) -> float:
+    """How often means differ as much as these if it makes no difference which runs are whose; exact of few runs.
+
+    Holds for any number of runs and any distribution, where an interval of few runs is too narrow: the share of the
+    divisions of all runs into groups of these sizes, this one among them, whose means are at least as far apart. Above
+    `samples` divisions, of so many drawn at random.
+    """
+    first, second = _runs(ours, "ours"), _runs(theirs, "theirs")
+    runs, n = np.concatenate([first, second]), len(first)
+    if math.comb(len(runs), n) <= samples:
+        chosen = np.array(list(itertools.combinations(range(len(runs)), n)))
+    else:
+        random = np.random.default_rng(seed)
+        chosen = np.array([np.arange(n), *(random.permutation(len(runs))[:n] for _ in range(samples))])
+    sums = runs[chosen].sum(axis=1)
+    differences = np.abs(sums / n - (runs.sum() - sums) / (len(runs) - n))
+    observed = abs(first.mean() - second.mean())
+    return float((differences >= observed - 1e-9 * max(1.0, observed)).mean())
 
 
 def probability_of_improvement(

@@ -85,8 +85,15 @@ def run_suite(given: argparse.Namespace) -> None:
     names = [task.env_id for task in SUITE]
     if unknown := [name for name in given.only or [] if name not in names]:
         raise SystemExit(f"--only has {unknown[0]!r}; it must be of {', '.join(names)}")
-    if given.set or given.json or given.solved is not None or given.at_least is not None:
-        raise SystemExit("--set, --json, --solved and --at-least are of one environment; name it")
+    if (
+        given.set
+        or given.json
+        or given.kept
+        or given.evaluate
+        or given.solved is not None
+        or given.at_least is not None
+    ):
+        raise SystemExit("--set, --json, --kept, --evaluate, --solved and --at-least are of one environment; name it")
     tasks = [task for task in SUITE if not given.only or task.env_id in given.only]
     docs = docs_of(given, ["suite"], full=given.steps is None)
     jobs = jobs_of(tasks, given.engine, given.seeds, given.steps)

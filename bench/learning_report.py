@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from _common import console, score_text
 from _report import count_text, curve_of, interval, plus_minus, provenance, too_few
-from _run_statistics import difference_interval, iqm_interval, mean_std
+from _run_statistics import difference_interval, iqm_interval, mean_std, permutation_p
 from _runs import Record
 from suite import SUITE, Task, config_of, engine_of
 from tables import fill, table
@@ -58,37 +58,32 @@ def row(task: Task, engine: str, runs: Sequence[Record]) -> list[str]:
     middle = "–"
     if training:
         middle = interval(iqm_interval([training]), [training], text=score_text)
-    seconds = float(np.median([record["cpu_seconds"] for record in runs]))
+    clock, seconds = (float(np.median([record[name] for record in runs])) for name in ("seconds", "cpu_seconds"))
     steps = runs[0]["arguments"]["config"]["total_timesteps"]
     scores = [plus_minus(training), middle, plus_minus(evaluation)]
     return [task.env_id, engine, f"{steps:,}", count_text(runs), *scores, task.reference, gate_text(task),
-            verdict(task, runs), f"{seconds:.0f}", f"{steps / seconds:,.0f}"]  # fmt: skip
+            verdict(task, runs), f"{clock:.0f}", f"{seconds:.0f}", f"{steps / seconds:,.0f}"]  # fmt: skip
 
 
 COLUMNS = (
     "environment", "engine", "steps", "runs", "training", "interquartile mean [95 %]", "evaluation", "reference",
-    "gate", "reached", "CPU seconds a run", "steps in one",
+    "gate", "reached", "seconds a run", "CPU seconds", "steps a CPU second",
 )  # fmt: skip
 
 
 def engine_table(done: Mapping[str, Record]) -> str | None:
-    """Training scores of both engines side by side, where both have run; None: nowhere.
-
-    They agree within the spread where the means differ by at most one standard deviation of a run, the larger one.
-    """
+    """Training scores of both engines side by side, where both have run; None: nowhere."""
     lines = []
     for task in SUITE:
         ours, theirs = (scores_of(runs_of(done, task, engine), "training") for engine in ENGINES)
         if ours and theirs:
-            found, spread = difference_interval(ours, theirs), max(mean_std(ours)[1], mean_std(theirs)[1])
             texts = [f"{plus_minus(scores)} ({len(scores)})" for scores in (ours, theirs)]
-            difference = interval(found, [ours], [theirs], text=score_text)
-            within = "yes" if abs(found.value) <= spread else "no"
-            note = ", of too few runs" if too_few([ours], [theirs]) else ""
-            lines.append([task.env_id, *texts, difference, within + note])
+            difference = interval(difference_interval(ours, theirs), [ours], [theirs], text=score_text)
+            p = "too few runs" if too_few([ours], [theirs]) else f"{permutation_p(ours, theirs):.2f}"
+            lines.append([task.env_id, *texts, difference, p])
     if not lines:
         return None
-    columns = [*(f"{engine} (runs)" for engine in ENGINES), "native - torch [95 %]", "within a run's deviation"]
+    columns = [*(f"{engine} (runs)" for engine in ENGINES), "native - torch [95 %]", "p"]
     return table(["environment", *columns], lines)
 
 
@@ -127,7 +122,10 @@ def report(done: Mapping[str, Record]) -> str:
     if missing:
         parts.append(f"Not run yet: {', '.join(missing)}.")
     if (engines := engine_table(done)) is not None:
-        parts.append(f"The engines beside each other, training scores:\n\n{engines}")
+        parts.append(
+            "The engines beside each other, training scores. p: how often the means of runs of one engine, divided at "
+            f"random into groups of these sizes, differ as much (a permutation test).\n\n{engines}"
+        )
     parts.append("Training scores by seed:\n\n" + table(["environment", "engine", "seeds 1, 2, …"], seeds))
     parts.append("Settings, where they are not the defaults of `Config`:\n\n" + settings_table())
     return "\n\n".join(parts)

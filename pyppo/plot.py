@@ -62,8 +62,19 @@ def draw(
             axis.plot(steps, returns.mean(axis=0), color=f"C{color}", label=label)
             if len(curves) > 1:
                 axis.fill_between(steps, returns.min(axis=0), returns.max(axis=0), color=f"C{color}", alpha=0.2, lw=0)
-        axis.legend(loc="best", frameon=False)
+    _name_lines(figure, axes)
     return _finish(figure, axes, list(panels), path)
+
+
+def _name_lines(figure: Any, axes: Sequence[Any]) -> None:
+    """One legend above all pictures where they share their lines' names, so that it hides none; else one in each."""
+    names = [axis.get_legend_handles_labels()[1] for axis in axes]
+    if len(axes) > 1 and all(found == names[0] for found in names):
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+        return
+    for axis in axes:
+        axis.legend(loc="best", frameon=False)
 
 
 def _labelled(label: str, by_seed: Sequence[tuple[int, Curve]]) -> str:

@@ -226,7 +226,11 @@ def test_figure_3s_report(paper, docs, tmp_path):
     # TRPO: 8 s of updates of 16 s altogether, 20 updates.
     assert times["TRPO"] == ["1,024", "400", "50%", "4000", "125"]
     assert "Not measured yet" in section(page, "figure3-cost")
-    assert len(rows_of(section(page, "figure3-settings"))) == 4
+    all_alike, *own = rows_of(section(page, "figure3-settings"))
+    assert len(own) == 4
+    assert "gamma 0.99" in all_alike[1]
+    assert not any("gamma 0.99" in row[1] for row in own)
+    assert "num_steps 128" in next(row for row in own if row[0] == "TRPO")[1]
     assert (docs / "images/figure3.png").stat().st_size > 1000
 
 

@@ -114,3 +114,26 @@ def test_refuses_what_means_nothing(statistics):
         statistics.probability_of_improvement([[1], [2]], [[1]])
     with pytest.raises(ValueError, match="confidence is 95"):
         statistics.iqm_interval([[1, 2]], confidence=95)
+
+
+def test_permutations_of_few_runs_are_counted(statistics):
+    assert statistics.permutation_p([1, 2, 3], [4, 5, 6]) == pytest.approx(
+        2 / 20
+    )  # this division, and its mirror image
+    assert statistics.permutation_p([4, 6], [1, 2, 3]) == pytest.approx(1 / 10)  # sizes differ: it has no mirror image
+    assert statistics.permutation_p([5, 5], [5, 5, 5]) == 1.0
+    assert statistics.permutation_p([1, 5], [3]) == 1.0
+
+
+def test_permutations_drawn_agree_with_those_counted(statistics):
+    ours, theirs = [0.3, 1.9, 2.2, 3.0, 1.1], [2.4, 3.3, 4.1, 2.9, 3.6, 1.5]
+    exact = statistics.permutation_p(ours, theirs)
+    assert statistics.permutation_p(ours, theirs, samples=400) == pytest.approx(exact, abs=0.03)
+    assert 0.01 < exact < 0.1
+
+
+def test_chance_is_seldom_taken_for_a_difference(statistics):
+    random = np.random.default_rng(3)
+    found = [statistics.permutation_p(random.normal(size=5), random.normal(size=3)) for _ in range(1000)]
+    assert np.mean(np.array(found) <= 0.05) <= 0.05 + 0.02
+    assert np.mean(np.array(found) <= 0.5) == pytest.approx(0.5, abs=0.05)

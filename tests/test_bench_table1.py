@@ -117,6 +117,8 @@ def test_random_is_0_and_the_best_mean_1(table1):
     assert found["clip 0.1"][other] == [1.0]
     assert found["no clipping"][other] == [0.5]
     assert "fixed KL 1" not in found
+    scores["clip 0.2"][other] = [-5.0]
+    assert report.best_of(scores)[other] == (-5.0, "2 of them")
 
 
 def test_report_of_made_up_results(table1, tmp_path):
@@ -129,7 +131,7 @@ def test_report_of_made_up_results(table1, tmp_path):
         if variant == "fixed KL 10":
             return None if number == 0 else 10.0 * number + 50.0  # not run in one environment
         if variant == "clip 0.2":
-            return 10.0 * number + 100.0
+            return 10.0 * number + (100.0 if seed == 1 else 91.0)
         return 10.0 * number + 5.0 * ranks[variant]
 
     made_up(table1, jobs, tmp_path / "table1.jsonl", score)
@@ -139,16 +141,22 @@ def test_report_of_made_up_results(table1, tmp_path):
     page = (tmp_path / "results.md").read_text()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("|")]
     aggregate = {row[0]: row[1:] for row in rows if len(row) == 7}
-    assert aggregate["clip 0.2"] == ["0.82", "1.00 [1.00, 1.00]", "1.00 [1.00, 1.00]", "1.00", "70", "0"]
+    # Of each environment: the random policy 10 n, the best mean 91.9 above it, the best run 100, clip 0.1 always 5.
+    mean, interquartile, by_run = aggregate["clip 0.2"][1:4]
+    assert mean.startswith("1.00 [0.9")
+    assert interquartile.startswith("0.99 [0.99, ")  # 91 / 91.9: the one run of 100 is in the quarter left out
+    assert by_run == "0.92"
+    assert aggregate["clip 0.2"][0] == "0.82"
+    assert aggregate["clip 0.2"][-2:] == ["70", "0"]
     assert aggregate["clip 0.1"][1] == "0.05 [0.05, 0.05]"
-    assert aggregate["no clipping"][1].startswith("-0.33 [")  # a third of its runs have the random policy's score
+    assert aggregate["no clipping"][1].startswith("-0.36 [")  # a third of its runs have the random policy's score
     assert aggregate["no clipping"][-2:] == ["21", "21"]
     assert aggregate["fixed KL 10"] == ["0.69", "–", "–", "–", "18", "0"]
     by_env = {row[0]: row[1:] for row in rows if len(row) == 8}
-    assert by_env["clip 0.2"][1] == "110.0 ± 0.000 (10)"
+    assert by_env["clip 0.2"][1] == "101.9 ± 2.700 (10)"
     assert by_env["fixed KL 10"][0] == "–"
     scale = {row[0]: row[1:] for row in rows if len(row) == 5}
-    assert scale["Hopper-v4"] == ["10.0", "110.0", "clip 0.2", "110.0"]
+    assert scale["Hopper-v4"] == ["10.0", "101.9", "clip 0.2", "110.0"]
     compared = {(row[0], row[1]): row[2:] for row in rows if len(row) == 4}
     assert compared["clip 0.2", "clip 0.3"] == ["1.00 [1.00, 1.00]", "higher"]
     assert ("clip 0.2", "fixed KL 10") not in compared

@@ -230,12 +230,13 @@ def test_a_step_of_trpo_stays_in_the_trust_region_and_improves(programs, kind, s
 
 
 @both_kinds
-def test_the_natural_step_solves_the_constrained_problem(programs, kind):
+@pytest.mark.parametrize("stride", [1, 5])
+def test_the_natural_step_solves_the_constrained_problem(programs, kind, stride):
     # Of all steps with s' F s / 2 = max_kl the one that gains most along g is F^-1 g sqrt(2 max_kl / g' F^-1 g).
-    settings = programs["trpo"].Settings(max_kl=0.02, fisher_stride=1, damping=0.1, cg_steps=200)
+    settings = programs["trpo"].Settings(max_kl=0.02, fisher_stride=stride, damping=0.1, cg_steps=200)
     engine = make_engine(programs, "trpo", ACTIONS[kind], settings=settings)
     data = make_rows(engine)
-    hessian = dense_hessian(engine, data.obs)
+    hessian = dense_hessian(engine, data.obs[torch.arange(0, len(data.obs), stride)])
     fisher = hessian + 0.1 * torch.eye(len(hessian), dtype=torch.float64)
     gradient = torch.randn(len(fisher), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     solved = torch.linalg.solve(fisher, gradient)

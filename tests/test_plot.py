@@ -70,6 +70,32 @@ def test_curves_meet_on_the_steps_that_all_have(tmp_path):
     np.testing.assert_allclose(returns[0] - returns[1], 5.0)
 
 
+def test_lines_are_named_once_where_all_pictures_have_the_same(tmp_path, monkeypatch):
+    figures = []
+    finish = plot._finish
+
+    def kept(figure, *more):
+        figures.append(figure)
+        return finish(figure, *more)
+
+    monkeypatch.setattr(plot, "_finish", kept)
+    curve = (np.array([0.0, 10.0]), np.array([1.0, 3.0]))
+    higher = (np.array([0.0, 10.0]), np.array([3.0, 7.0]))
+    alike = {title: {"a": [curve, higher], "b": [curve]} for title in ("One", "Two")}
+    plot.draw(alike, tmp_path / "alike.png")
+    plot.draw({**alike, "Three": {"c": [curve]}}, tmp_path / "others.png")
+    plot.draw({"One": alike["One"]}, tmp_path / "single.png")
+    shared, others, single = figures
+    assert [text.get_text() for legend in shared.legends for text in legend.get_texts()] == ["a", "b"]
+    assert [axis.get_legend() for axis in shared.axes] == [None, None]
+    for figure, names in ((others, [["a", "b"], ["a", "b"], ["c"]]), (single, [["a", "b"]])):
+        assert figure.legends == []
+        assert [[text.get_text() for text in axis.get_legend().get_texts()] for axis in figure.axes] == names
+    mean, one = shared.axes[0].lines
+    assert [mean.get_ydata()[0], mean.get_ydata()[-1]] == [2.0, 5.0]
+    assert list(one.get_ydata()) == [1.0, 3.0]
+
+
 def test_what_is_no_run(tmp_path):
     with pytest.raises(ValueError, match="runs is empty"):
         plot.plot_runs([], tmp_path / "x.png")

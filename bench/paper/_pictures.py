@@ -53,12 +53,13 @@ def log_scale(axis: Any) -> None:
 
 
 def save(figure: Figure, axes: np.ndarray, path: Path) -> Path:
-    """Write the picture; the first panel of a row names its lines where there are several."""
-    for row in axes:
-        if len(row[0].get_legend_handles_labels()[1]) > 1:
-            row[0].legend(frameon=False, fontsize="small")
-        for axis in row:
-            axis.grid(alpha=0.3)
+    """Write the picture; lines of several names are named above it, where they hide none."""
+    found = [row[0].get_legend_handles_labels() for row in axes]
+    handles, labels = max(found, key=lambda pair: len(pair[1]))
+    if len(labels) > 1:
+        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     return path

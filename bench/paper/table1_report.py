@@ -71,8 +71,13 @@ def whole(scores: Scores) -> Scores:
 def best_of(scores: Scores) -> dict[str, tuple[float, str]]:
     """The highest mean over a whole variant's seeds, and whose it is, for each environment."""
     found = whole(scores)
-    means = {e: [(float(np.mean(by_env[e])), variant) for variant, by_env in found.items()] for e in ENVIRONMENTS}
-    return {env_id: max(pairs) for env_id, pairs in means.items() if pairs}
+    best = {}
+    for env_id in ENVIRONMENTS if found else ():
+        means = {variant: float(np.mean(by_env[env_id])) for variant, by_env in found.items()}
+        top = max(means.values())
+        whose = [variant for variant, mean in means.items() if mean == top]
+        best[env_id] = top, whose[0] if len(whose) == 1 else f"{len(whose)} of them"
+    return best
 
 
 def best_run_of(scores: Scores) -> dict[str, float]:
@@ -109,8 +114,8 @@ def aggregate_table(found: Table) -> str:
         runs = [record for records in by_env.values() for record in records]
         cells = ["–", "–", "–"]
         if variant in ours:
-            scaled_runs, alone = (list(found[variant].values()) for found in (ours, by_run))
-            cells = [interval(found, scaled_runs) for found in (mean_interval(scaled_runs), iqm_interval(scaled_runs))]
+            of_runs, alone = list(ours[variant].values()), list(by_run[variant].values())
+            cells = [interval(estimate, of_runs) for estimate in (mean_interval(of_runs), iqm_interval(of_runs))]
             cells.append(f"{mean_interval(alone).value:.2f}")
         diverged = sum(record["result"]["diverged"] is not None for record in runs)
         lines.append([variant, f"{PAPER[variant]:.2f}", *cells, str(len(runs)), str(diverged)])
