@@ -14,11 +14,14 @@ from pyppo.plot import Curve
 
 
 def plus_minus(scores: Sequence[float]) -> str:
-    """Mean ± standard deviation over runs; the mean of one run has none."""
+    """Mean ± standard deviation over runs, with as many digits; the mean of one run has none."""
     if not scores:
         return "–"
     mean, std = mean_std(scores)
-    return f"{score_text(mean)} ± {score_text(std)}" if len(scores) > 1 else score_text(mean)
+    if len(scores) == 1:
+        return score_text(mean)
+    digits = 1 if max(abs(mean), std) >= 10 else 3  # as `score_text` has them
+    return f"{mean:.{digits}f} ± {std:.{digits}f}"
 
 
 LEAST_RUNS = 3

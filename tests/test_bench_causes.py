@@ -64,7 +64,7 @@ def test_runs_variant_by_variant_and_reports_all(bench, tmp_path, monkeypatch):
     assert asked == [f"Swimmer-v4/native/s{seed}" for _ in question.variants for seed in (1, 2, 3)]
     text = page.read_text().split("<!-- cause-swimmer -->")[1].split("<!-- /")[0]
     assert "9 runs, 2026-11-23, commit abc" in text
-    assert "| γ 0.999 | 52.0 ± 2.000 | 60.0 ± 0.000 | 55.0 ± 0.000 | 50.0, –, 54.0 |" in text
+    assert "| γ 0.999 | 52.0 ± 2.0 | 60.0 ± 0.0 | 55.0 ± 0.0 | 50.0, –, 54.0 |" in text
     assert "Not run yet" in page.read_text().split("<!-- cause-catch -->")[1]
     beyond = question.seeds + 2  # the page has what goes beyond the plan
     causes.main(["swimmer", "--seeds", str(beyond), "--results", str(tmp_path / "more.jsonl"), "--docs", str(tmp_path)])

@@ -271,11 +271,11 @@ def test_the_reports_of_epochs_and_clipping(paper, docs, tmp_path, monkeypatch):
     standard = ["Hopper-v4", "0.2", "0.03 (0.02 to 0.04)", "0.06 (0.04 to 0.08)", "0.015 (0.01 to 0.02)",
                 "0.1 (0.1 to 0.1)", "150.0 ± 50.0 (2)"]  # fmt: skip
     assert rows[8] == standard
-    assert rows[11][5:] == ["–", "10.0 ± 0.000 (2, 2 diverged)"]
+    assert rows[11][5:] == ["–", "10.0 ± 0.0 (2, 2 diverged)"]
     rows = rows_of(section(docs / "results.md", "epochs"))
     assert rows[0][:4] == ["clip 0.2", "1", "150.0 ± 50.0 (2)", "0.03 (0.02 to 0.04)"]
     assert rows[1] == ["clip 0.2", "3", *["–"] * 6]
-    assert rows[6][:4] == ["not clipped", "10", "10.0 ± 0.000 (2, 2 diverged)", "1 (1 to 1)"]
+    assert rows[6][:4] == ["not clipped", "10", "10.0 ± 0.0 (2, 2 diverged)", "1 (1 to 1)"]
     for name in ("epochs", "clipping"):
         assert (docs / f"images/{name}.png").stat().st_size > 1000
     # What a call was of is not what the page is of; and other environments may have no runs yet.

@@ -358,6 +358,7 @@ def test_runs_of_another_length_are_not_for_the_page(bench, tmp_path, monkeypatc
 
 
 def test_what_does_not_go_together_is_refused(bench):
-    for arguments in (["--only", "Pong"], ["--set", "gamma=0.9"], ["CartPole-v1", "--report"]):
+    one = (["--set", "gamma=0.9"], ["--kept", "runs.jsonl"], ["--evaluate", "5"])  # are of one environment
+    for arguments in (*one, ["--only", "Pong"], ["CartPole-v1", "--report"]):
         with pytest.raises(SystemExit, match="--"):
             bench.learning.main(arguments)

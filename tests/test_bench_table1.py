@@ -153,7 +153,7 @@ def test_report_of_made_up_results(table1, tmp_path):
     assert aggregate["no clipping"][-2:] == ["21", "21"]
     assert aggregate["fixed KL 10"] == ["0.69", "–", "–", "–", "18", "0"]
     by_env = {row[0]: row[1:] for row in rows if len(row) == 8}
-    assert by_env["clip 0.2"][1] == "101.9 ± 2.700 (10)"
+    assert by_env["clip 0.2"][1] == "101.9 ± 2.7 (10)"
     assert by_env["fixed KL 10"][0] == "–"
     scale = {row[0]: row[1:] for row in rows if len(row) == 5}
     assert scale["Hopper-v4"] == ["10.0", "101.9", "clip 0.2", "110.0"]
