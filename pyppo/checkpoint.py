@@ -60,10 +60,18 @@ class Checkpoint:
 
 
 def new_run_dir(root: str | Path, config: Config) -> Path:
-    """Make and return a run folder that no other run has, with `config.json` in it."""
-    name = re.sub(r"[^\w.-]+", "_", config.env_id).strip("._") or "run"
+    """Make and return a run folder that no other run has, with `config.json` in it.
+
+    Raises:
+        OSError, ValueError: there can be no folder.
+    """
+    name = re.sub(r"[^\w.-]+", "_", config.env_id).strip("._")[:100] or "run"  # a file name has an end
     stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-s{config.seed}"
-    Path(root).mkdir(parents=True, exist_ok=True)
+    try:
+        Path(root).mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        kind = ValueError if isinstance(error, ValueError) else type(error)
+        raise kind(f"run_dir is {str(root)!r}; it must be a folder that can be made and written: {error}") from error
     for attempt in range(1, 10_000):
         path = Path(root) / (stem if attempt == 1 else f"{stem}-{attempt}")
         try:

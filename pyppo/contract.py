@@ -32,7 +32,8 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 __all__ = [
-    "Autoreset", "Column", "Columns", "Purpose", "Receive", "StepBatch", "autoreset_of", "env_seed", "finite_ends",
+    "Autoreset", "Column", "Columns", "Purpose", "Receive", "StepBatch", "autoreset_of", "check_answer", "check_step",
+    "env_seed", "finite_ends",
 ]  # fmt: skip
 
 Purpose = Literal["train", "evaluate", "warmup"]
@@ -145,3 +146,30 @@ def autoreset_of(env: VectorEnv, given: str | None) -> Autoreset:
             "reset(options={'reset_mask': ...})? Then autoreset_mode='disabled'. (from pyppo.envs import EnvGroup)"
         )
     raise ValueError(f"autoreset_mode is {mode!r}; it must be 'next_step', 'same_step' or 'disabled'")
+
+
+# --- what a step gives, as it comes ---------------------------------------------------------------------------------
+
+_STEP = ("rewards", "fiub", "numbers"), ("terminated", "bui", "bool"), ("truncated", "bui", "bool")
+
+
+def check_step(num_envs: int, *given: Any) -> None:
+    """That rewards, terminated and truncated are arrays `[N]` of numbers, bool and bool.
+
+    Raises:
+        TypeError: one is no NumPy array, or of another dtype. ValueError: one has another shape.
+    """
+    for x, (name, kinds, wanted) in zip(given, _STEP, strict=True):
+        if not isinstance(x, np.ndarray):
+            raise TypeError(f"{name} is a {type(x).__name__}; it must be a NumPy array of {wanted}, ({num_envs},)")
+        if x.shape != (num_envs,):
+            raise ValueError(f"{name} has shape {x.shape}; it must be {(num_envs,)}")
+        if x.dtype.kind not in kinds:
+            raise TypeError(f"{name} has dtype {x.dtype}; it must be {wanted}")
+
+
+def check_answer(call: str, answer: Any, parts: tuple[str, ...]) -> None:
+    """That what `reset` or `step` gave has these parts: TypeError."""
+    if not isinstance(answer, (tuple, list)) or len(answer) != len(parts):
+        count = f"{len(answer)} values" if isinstance(answer, (tuple, list)) else f"a {type(answer).__name__}"
+        raise TypeError(f"{call} gave {count}; it must give {len(parts)}: {', '.join(parts)}")

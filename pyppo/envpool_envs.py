@@ -345,6 +345,8 @@ def _configured(env_id: str, options: Mapping[str, Any] | None, make: Callable[[
         raise ValueError(
             f"{env_id} cannot be trained: it is a game of several players, and EnvPool crashes at its start"
         )
+    if not isinstance(options, (Mapping, type(None))):
+        raise TypeError(f"options is {options!r}; it must be a mapping of EnvPool's arguments to values")
     for name in options or {}:
         if name in _RESERVED_OPTIONS:
             raise ValueError(f"options has {name!r}; it must be left to make_envs and the configuration")

@@ -12,7 +12,18 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 
-from pyppo.contract import Column, Columns, Purpose, Receive, StepBatch, autoreset_of, env_seed, finite_ends
+from pyppo.contract import (
+    Column,
+    Columns,
+    Purpose,
+    Receive,
+    StepBatch,
+    autoreset_of,
+    check_answer,
+    check_step,
+    env_seed,
+    finite_ends,
+)
 from pyppo.gymnasium_envs import blame, final_rows, finish_interrupted, make_vector_env
 from pyppo.masks import MASK, MASK_INFOS, ActionMask, dict_of, mask_shape, masks_in, split_mask
 from pyppo.spaces import ActionCheck, ObservationCheck, choices, dict_space, flatten_space
@@ -164,7 +175,9 @@ class EnvGroup:
             self._pending = False
             self.env.recv()  # type: ignore[attr-defined]
         seeds = None if seed is None or fixed else self._seeds(seed)
-        obs, infos = self._ask(lambda: self.env.reset(seed=seeds))  # type: ignore[arg-type]
+        answer = self._ask(lambda: self.env.reset(seed=seeds))  # type: ignore[arg-type]
+        check_answer(f"reset of {type(self.env).__name__}", answer, _RESET)
+        obs, infos = answer
         arrays = self._arrays(obs)
         self._observed.first(arrays)
         if self._spaces is None:
@@ -206,11 +219,11 @@ class EnvGroup:
             if self._actions is None:
                 raise RuntimeError("recv was called before send")
             actions, self._actions = self._actions, None
-            obs, rewards, terminated, truncated, infos = self._ask(lambda: self.env.step(actions))
+            answer = self._ask(lambda: self.env.step(actions))
+            check_answer(f"step of {type(self.env).__name__}", answer, _STEP)
+            obs, rewards, terminated, truncated, infos = answer
         self._steps += 1
-        for name, x in (("rewards", rewards), ("terminated", terminated), ("truncated", truncated)):
-            if getattr(x, "shape", None) != (self.num_envs,):
-                raise ValueError(f"{name} has shape {getattr(x, 'shape', None)}; it must be {(self.num_envs,)}")
+        check_step(self.num_envs, rewards, terminated, truncated)
         arrays, done = self._arrays(obs), np.asarray(terminated | truncated, bool)
         self._observed(arrays, self._steps)
         games = self._game(infos, truncated) if self.reports_games else (None, None)
@@ -427,6 +440,7 @@ _ENVS = (
 _RESETS: WeakKeyDictionary[VectorEnv, int] = WeakKeyDictionary()
 """By environments, since several groups may be over the same ones: of a trainer and of an evaluation."""
 
+_RESET, _STEP = ("obs", "infos"), ("obs", "rewards", "terminated", "truncated", "infos")
 # When it is asked to put arrays together of which one has another shape or dtype, as observations or infos had before.
 _NUMPY_SAYS = ("broadcast", "Output array", "Cannot cast array")
 

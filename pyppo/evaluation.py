@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,13 +83,11 @@ def evaluate(
         ValueError, TypeError: an argument breaks its rule; no such environment, or one that the policy does not fit;
             nothing says which environment.
     """
-    if episodes < 1:
-        raise ValueError(f"episodes is {episodes}; it must be at least 1")
-    if num_envs is not None and num_envs < 1:
-        raise ValueError(f"num_envs is {num_envs}; it must be at least 1")
+    episodes = _count("episodes", episodes)
+    width = min(episodes, 16) if num_envs is None else _count("num_envs", num_envs)
     if isinstance(policy, (str, Path)):
         policy = load_policy(policy)
-    width = num_envs or min(episodes, 16)
+    _check_policy(policy)
     place = (envs.first_env, envs.purpose) if isinstance(envs, EnvGroup) else None
     if envs is not None:
         group = as_group(envs, purpose="evaluate")
@@ -103,6 +102,24 @@ def evaluate(
             group.close()
         if group is envs and place is not None:  # a group of the user's own class; it may be trained in too
             group.place(*place)
+
+
+def _count(name: str, value: Any) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}; it must be an integer of at least 1") from None
+    if number < 1:
+        raise ValueError(f"{name} is {number}; it must be at least 1")
+    return number
+
+
+def _check_policy(policy: Any) -> None:
+    if isinstance(policy, type) or not callable(getattr(policy, "act", None)):
+        what = f"the class {policy.__name__}" if isinstance(policy, type) else f"a {type(policy).__name__}"
+        hint = ", as its .policy is" if hasattr(getattr(policy, "policy", None), "act") else ""
+        must = "an object with act(obs, deterministic), or the path of a run or checkpoint folder"
+        raise TypeError(f"policy is {what}; it must be {must}{hint}")
 
 
 def load_policy(path: str | Path) -> ActorCriticPolicy:

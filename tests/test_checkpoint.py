@@ -43,6 +43,21 @@ def test_run_folders_never_collide(tmp_path):
     assert checkpoint.read_config(paths[-1]) == config
 
 
+def test_where_there_can_be_no_run_folder(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"run_dir is '.*file/runs'; it must be a folder that can be made"):
+        checkpoint.new_run_dir(tmp_path / "file/runs", CONFIG)
+    with pytest.raises(FileExistsError, match=r"run_dir is '.*file'; it must be a folder"):
+        checkpoint.new_run_dir(tmp_path / "file", CONFIG)
+    with pytest.raises(ValueError, match=r"run_dir is 'a\\x00b'; it must be a folder"):
+        checkpoint.new_run_dir("a\0b", CONFIG)
+
+
+def test_a_long_name_makes_a_folder_too(tmp_path):
+    path = checkpoint.new_run_dir(tmp_path, CONFIG.replace(env_id="x" * 400))
+    assert checkpoint.read_config(path).env_id == "x" * 400
+
+
 def test_what_is_saved_is_loaded(run, policy):
     policy.normalizer.update({"obs": torch.randn(10, 3)})
     path = save(run, policy, 128)

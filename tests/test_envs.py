@@ -4,6 +4,7 @@ import gymnasium as gym
 import numpy as np
 import probes
 import pytest
+import torch
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
@@ -185,6 +186,60 @@ def test_refusals_of_the_group():
     group.reset()
     with pytest.raises(RuntimeError, match="recv was called before send"):
         group.recv()
+
+
+class Answers(Silent):
+    """One row; `step` gives what it was told to."""
+
+    def __init__(self, **changes):
+        super().__init__("NextStep")
+        self.changes = changes
+
+    def step(self, actions):
+        given = {"obs": np.zeros((2, 1), np.float32), "rewards": np.zeros(2), "terminated": np.zeros(2, bool)}
+        return tuple({**given, "truncated": np.zeros(2, bool), "infos": {}, **self.changes}.values())
+
+
+WRONG_STEPS = [
+    ({"rewards": [0.0, 0.0]}, TypeError, r"rewards is a list; it must be a NumPy array of numbers, \(2,\)"),
+    ({"rewards": torch.zeros(2, requires_grad=True)}, TypeError, "rewards is a Tensor; it must be a NumPy array"),
+    ({"rewards": np.zeros((2, 1))}, ValueError, r"rewards has shape \(2, 1\); it must be \(2,\)"),
+    ({"rewards": np.array(["a", "b"])}, TypeError, "rewards has dtype <U1; it must be numbers"),
+    ({"rewards": np.zeros(2, complex)}, TypeError, "rewards has dtype complex128; it must be numbers"),
+    ({"terminated": False}, TypeError, "terminated is a bool; it must be a NumPy array of bool"),
+    ({"terminated": np.zeros(2, np.float32)}, TypeError, "terminated has dtype float32; it must be bool"),
+    ({"truncated": None}, TypeError, "truncated is a NoneType; it must be a NumPy array of bool"),
+    (
+        {"more": 1},
+        TypeError,
+        "step of Answers gave 6 values; it must give 5: obs, rewards, terminated, truncated, infos",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "kind", "message"), WRONG_STEPS)
+def test_what_a_step_must_not_give(changes, kind, message):
+    group = EnvGroup(Answers(**changes))
+    group.reset()
+    group.send(np.zeros(2, np.int64))
+    with pytest.raises(kind, match=message):
+        group.recv()
+
+
+def test_flags_of_integers_count():
+    group = EnvGroup(Answers(terminated=np.array([0, 1], np.uint8)))
+    group.reset()
+    group.send(np.zeros(2, np.int64))
+    assert group.recv().terminated.tolist() == [0, 1]
+
+
+def test_a_reset_of_one_value_is_refused():
+    class Old(Silent):
+        def reset(self, *, seed=None, options=None):
+            return np.zeros((2, 1), np.float32)
+
+    with pytest.raises(TypeError, match="reset of Old gave a ndarray; it must give 2: obs, infos"):
+        EnvGroup(Old("NextStep")).reset()
 
 
 def gymnasium_envs(mode, kind=SyncVectorEnv, **kwargs):

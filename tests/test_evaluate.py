@@ -67,6 +67,28 @@ def test_bad_arguments(arguments, message):
         pyppo.evaluate(policy_for(Lengths()), **arguments)
 
 
+@pytest.mark.parametrize("name", ["episodes", "num_envs"])
+@pytest.mark.parametrize("value", ["5", 2.5, float("nan")])
+def test_a_count_that_is_none_is_named(name, value):
+    with pytest.raises(TypeError, match=f"{name} is {value!r}; it must be an integer of at least 1"):
+        pyppo.evaluate(policy_for(Lengths()), envs=Lengths(), **{name: value})
+
+
+def test_what_is_no_policy_is_named():
+    for policy, said in (
+        (None, "a NoneType"),
+        (len, "a builtin_function_or_method"),
+        (MLPPolicy, "the class MLPPolicy"),
+    ):
+        with pytest.raises(TypeError, match=f"policy is {said}; it must be an object with act"):
+            pyppo.evaluate(policy, "CartPole-v1")
+    result = pyppo.train("CartPole-v1", total_timesteps=1, num_steps=8, num_minibatches=1, run_dir=None, quiet=True)
+    with pytest.raises(TypeError, match=r"policy is a Result; it must be .*, as its \.policy is"):
+        pyppo.evaluate(result)
+    with pytest.raises(TypeError, match="options is 'fast'; it must be a mapping"):
+        pyppo.evaluate(result.policy, env_options="fast")
+
+
 def cartpole_policy(options):
     obs_space = spaces.Dict({"obs": spaces.Box(-9.0, 9.0, (4,), np.float32)})
     metadata = {"env_id": "CartPole-v1", "env_options": options}
