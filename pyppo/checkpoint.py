@@ -139,9 +139,11 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read and check the checkpoint at `path`: a checkpoint folder, or a run folder (its latest one).
 
     Raises:
-        FileNotFoundError: there is nothing at `path`.
+        FileNotFoundError: there is nothing at `path`. TypeError: it is no path.
         ValueError: it is no pyppo checkpoint, or a damaged one; the message says what is wrong and what else there is.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path is {path!r}; it must be the path of a run folder or a checkpoint in one")
     folder = find_checkpoint(Path(path))
     try:
         state = json.loads((folder / "state.json").read_text())
@@ -179,7 +181,7 @@ def find_checkpoint(path: Path) -> Path:
         like = f", as {inside} does" if inside else ""
         raise ValueError(f"{path} is {what}; it must hold checkpoints/step-*/state.json{like}")
     latest = folder / "latest"
-    named = folder / latest.read_text().strip() if latest.is_file() else found[-1]
+    named = folder / latest.read_text(errors="replace").strip() if latest.is_file() else found[-1]
     return named if named in found else found[-1]
 
 
@@ -192,10 +194,15 @@ def load(path: str | Path, policy: nn.Module | None = None, *, device: str = "cp
         device: where the policy goes.
 
     Raises:
-        FileNotFoundError, ValueError: as `load_checkpoint`; or the policy is of another class and was not given.
+        FileNotFoundError, ValueError, TypeError: as `load_checkpoint`; or the policy is of another class and was not
+            given, what was given is no module, or torch cannot use the device.
     """
     checkpoint = load_checkpoint(path)
-    return restore_policy(checkpoint, policy).to(device)
+    restored = restore_policy(checkpoint, policy)
+    try:
+        return restored.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device is {device!r}; torch cannot use it here: {error}") from error
 
 
 def check_resume(checkpoint: Checkpoint, config: Config, *, own_envs: bool) -> None:
@@ -235,6 +242,9 @@ def restore_policy(checkpoint: Checkpoint, policy: nn.Module | None = None) -> n
         policy = policy_from_recipe(recipe)
         if policy is None:
             raise ValueError(f"{checkpoint.path} holds a {recipe['class']}; pass policy=, an instance of it, to fill")
+    if not isinstance(policy, nn.Module):
+        what = f"the class {policy.__name__}" if isinstance(policy, type) else f"a {type(policy).__name__}"
+        raise TypeError(f"policy is {what}; it must be a torch.nn.Module, an object of such a class")
     try:
         policy.load_state_dict(checkpoint.model)
     except RuntimeError as error:

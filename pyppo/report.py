@@ -302,7 +302,7 @@ def read_metrics(path: Path, last_step: float = math.inf) -> dict[str, list[floa
     """The columns of a metrics file up to `last_step`; null reads as NaN, a line cut off by a crash is left out.
 
     Raises:
-        ValueError: a line other than the last is not JSON.
+        ValueError: a line other than the last is not JSON, or one is no row with a step.
     """
     rows: list[dict[str, Any]] = []
     lines = path.read_text().splitlines()
@@ -313,6 +313,8 @@ def read_metrics(path: Path, last_step: float = math.inf) -> dict[str, list[floa
             if number == len(lines):
                 break
             raise ValueError(f"{path}, line {number}, is not JSON: {error}") from error
+        if not isinstance(row, dict) or not isinstance(row.get("step"), (int, float)):
+            raise ValueError(f"{path}, line {number}, is no row with a step")
         if row["step"] <= last_step:
             rows.append(row)
     return to_columns(rows)

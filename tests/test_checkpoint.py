@@ -121,10 +121,10 @@ def test_leftovers_of_dead_processes_are_removed(run, policy):
 def test_a_lost_pointer_is_no_loss(run, policy):
     save(run, policy, 1)
     save(run, policy, 2)
-    for text in (None, "step-000000000099\n", ""):
+    for text in (None, b"step-000000000099\n", b"", b"\xff\x00"):
         (run / "checkpoints" / "latest").unlink(missing_ok=True)
         if text is not None:
-            (run / "checkpoints" / "latest").write_text(text)
+            (run / "checkpoints" / "latest").write_bytes(text)
         assert checkpoint.load_checkpoint(run).state["step"] == 2
 
 
@@ -199,6 +199,17 @@ def test_a_module_of_ones_own_is_filled(run):
     assert torch.equal(filled.layer.weight, own.layer.weight)
     with pytest.raises(ValueError, match="policy does not fit"):
         checkpoint.load(run, Own(3))
+
+
+def test_what_cannot_be_loaded_is_named(run, policy):
+    save(run, policy, 1)
+    for path in (None, 3, b"runs"):
+        with pytest.raises(TypeError, match=f"path is {path!r}; it must be the path of a run folder"):
+            checkpoint.load(path)
+    with pytest.raises(TypeError, match="policy is the class Own; it must be a torch.nn.Module, an object"):
+        checkpoint.load(run, Own)
+    with pytest.raises(ValueError, match="device is 'foo'; torch cannot use it here"):
+        checkpoint.load(run, device="foo")
 
 
 def test_the_hash_sees_names_shapes_dtypes_and_bits():

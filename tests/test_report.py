@@ -122,6 +122,10 @@ def test_a_line_cut_off_by_a_crash_is_left_out(tmp_path):
     path.write_text('{"st\n{"step": 2}\n')
     with pytest.raises(ValueError, match="line 1"):
         report.read_metrics(path)
+    for line in ("[1, 2]", '{"loss": 1}', "7"):
+        path.write_text(f'{{"step": 1}}\n{line}\n')
+        with pytest.raises(ValueError, match="line 2, is no row with a step"):
+            report.read_metrics(path)
 
 
 def test_tensorboard_gets_each_finite_figure(tmp_path):
