@@ -48,6 +48,7 @@ QUESTIONS: dict[str, Question] = {
         "learning rate 1e-4": {"norm_adv": "minibatch", "learning_rate": 1e-4},
         "both: the preset": {},
         "advantages as they are": {"norm_adv": "none", "learning_rate": 3e-4},
+        "as they are, learning rate 1e-4": {"norm_adv": "none"},
     }),
     "halfcheetah": Question("HalfCheetah-v4", base={"log_std_init": 0.0}, seeds=3, variants={
         "nothing else": {},

@@ -33,7 +33,7 @@ _LUNAR_LANDER: dict[str, Any] = {
     "ent_coef": 0.01,
 }
 # The Zoo trains 100k steps with state-dependent noise at a rate of 1e-3; plain Gaussian noise takes longer, and half of
-# that rate ends higher (docs/learning.md).
+# that rate ends higher (docs/results.md; docs/learning.md has the Zoo's).
 _PENDULUM: dict[str, Any] = {
     **_ZOO,
     "total_timesteps": 300_000,
@@ -75,7 +75,7 @@ _ATARI: dict[str, Any] = {
     "ent_coef": 0.01,
     "env_options": {"episodic_life": True, "reward_clip": True},
 }
-# Grids of small symbols, rewarded at the end alone. Measured on MiniGrid-Empty-5x5-v0 (docs/learning.md).
+# Grids of small symbols, rewarded at the end alone. Measured on MiniGrid-Empty-5x5-v0 (docs/results.md).
 _MINIGRID: dict[str, Any] = {
     "num_envs": 16,
     "num_steps": 128,
