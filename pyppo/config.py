@@ -7,15 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
-import math
-import operator
-import os
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
+from pyppo.config_rules import RULES, checked
 from pyppo.presets import preset_for
 
 __all__ = ["Config", "preset_for"]
@@ -168,8 +164,8 @@ class Config:
     """Iterations between checkpoints; the last iteration is always saved. 0: only the last."""
 
     def __post_init__(self) -> None:
-        for name, rule in _RULES.items():
-            object.__setattr__(self, name, _checked(name, getattr(self, name), rule))
+        for name in RULES:
+            object.__setattr__(self, name, checked(name, getattr(self, name)))
         _check_together(self)
 
     @classmethod
@@ -224,162 +220,6 @@ class Config:
     def minibatch_size(self) -> int:
         """Rows of the largest minibatch of a rollout in which every row is valid."""
         return -(-self.batch_size // self.num_minibatches)
-
-
-# --- rules ----------------------------------------------------------------------------------------------------------
-
-
-class _Rule(NamedTuple):
-    """How a field's value is read (`coerce` raises TypeError or ValueError where it cannot) and what it must
-    satisfy."""
-
-    coerce: Callable[[Any], Any]
-    text: str
-    holds: Callable[[Any], bool] = lambda value: True
-    optional: bool = False
-
-
-def _int(value: Any) -> int:
-    if isinstance(value, bool):
-        raise TypeError
-    if isinstance(value, float) and value.is_integer():
-        return int(value)  # 1e6 steps are what people write
-    return operator.index(value)
-
-
-def _float(value: Any) -> float:
-    if isinstance(value, (bool, str, bytes)):
-        raise TypeError
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError
-    return number
-
-
-def _bool(value: Any) -> bool:
-    if not isinstance(value, bool) and type(value).__name__ not in ("bool", "bool_"):  # numpy's, without importing it
-        raise TypeError
-    return bool(value)
-
-
-def _str(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError
-    return value
-
-
-def _path(value: Any) -> str:
-    return _str(os.fspath(value))
-
-
-def _sizes(value: Any) -> tuple[int, ...]:
-    if isinstance(value, (str, bytes)):
-        raise TypeError
-    return tuple(_int(size) for size in value)
-
-
-def _options(value: Any) -> dict[str, Any]:
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise TypeError
-    return json.loads(json.dumps(dict(value), allow_nan=False))  # what is saved is what ran
-
-
-def _choice(*options: str) -> _Rule:
-    return _Rule(_str, "one of " + ", ".join(map(repr, options)), lambda value: value in options)
-
-
-def _at_least(low: int) -> _Rule:
-    return _Rule(_int, f"an integer of at least {low}", lambda value: value >= low)
-
-
-def _or_auto(rule: _Rule) -> _Rule:
-    """`rule`, or "auto", which 0 also means where the rule allows it."""
-
-    def coerce(value: Any) -> Any:
-        if isinstance(value, str):
-            if value != "auto":
-                raise ValueError
-            return value
-        value = rule.coerce(value)
-        return "auto" if value == 0 and not isinstance(value, bool) and rule.holds(value) else value
-
-    return _Rule(coerce, f"{rule.text}, or 'auto'", lambda value: value == "auto" or rule.holds(value))
-
-
-_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
-_FLAG = _Rule(_bool, "True or False")
-_FRACTION = _Rule(_float, "a number from 0 to 1", lambda value: 0 <= value <= 1)
-_NOT_NEGATIVE = _Rule(_float, "a finite number of at least 0", lambda value: value >= 0)
-_POSITIVE = _Rule(_float, "a finite number above 0", lambda value: value > 0)
-_POSITIVE_OR_NONE = _POSITIVE._replace(text="a finite number above 0, or None", optional=True)
-
-_RULES: dict[str, _Rule] = {
-    "env_id": _Rule(_str, "a non-empty string", lambda value: value.strip() != ""),
-    "total_timesteps": _at_least(1),
-    "seed": _Rule(_int, "an integer from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63),
-    "num_envs": _at_least(1),
-    "num_steps": _at_least(1),
-    "num_groups": _or_auto(_at_least(1)),
-    "env_threads": _or_auto(_at_least(0)),
-    "one_core": _or_auto(_FLAG),
-    "env_options": _Rule(_options, "a dict with string keys and JSON values"),
-    "learning_rate": _POSITIVE,
-    "anneal_lr": _FLAG,
-    "adaptive_lr_kl": _POSITIVE_OR_NONE,
-    "adam_eps": _POSITIVE,
-    "max_grad_norm": _POSITIVE_OR_NONE,
-    "gamma": _FRACTION,
-    "gae_lambda": _FRACTION,
-    "num_minibatches": _at_least(1),
-    "update_epochs": _at_least(1),
-    "norm_adv": _choice("minibatch", "batch", "none"),
-    "objective": _choice("clip", "unclipped", "kl"),
-    "clip_coef": _Rule(_float, "a number above 0 and at most 1", lambda value: 0 < value <= 1),
-    "clip_coef_high": _POSITIVE_OR_NONE,
-    "dual_clip": _Rule(_float, "a finite number above 1, or None", lambda value: value > 1, optional=True),
-    "clip_vloss": _FLAG,
-    "ent_coef": _NOT_NEGATIVE,
-    "vf_coef": _NOT_NEGATIVE,
-    "target_kl": _POSITIVE_OR_NONE,
-    "kl_coef": _NOT_NEGATIVE,
-    "kl_target": _POSITIVE_OR_NONE,
-    "norm_obs": _FLAG,
-    "clip_obs": _POSITIVE_OR_NONE,
-    "warmup_rows": _at_least(0),
-    "norm_reward": _FLAG,
-    "clip_reward": _POSITIVE_OR_NONE,
-    "hidden_sizes": _Rule(_sizes, "a sequence of integers of at least 1", lambda value: all(n >= 1 for n in value)),
-    "shared_trunk": _FLAG,
-    "activation": _choice("tanh", "relu", "elu", "silu"),
-    "network": _choice("auto", "mlp", "nature_cnn", "small_cnn", "combined"),
-    "log_std_init": _Rule(_float, "a finite number"),
-    "state_dependent_std": _FLAG,
-    "image_scale": _POSITIVE,
-    "image_symbols": _at_least(2)._replace(text="an integer of at least 2, or None", optional=True),
-    "recurrent": _choice("none", "gru", "lstm"),
-    "recurrent_size": _at_least(1),
-    "action_bounds": _choice("clip", "rescale"),
-    "engine": _choice("auto", "torch", "native", "cuda_graph"),
-    "precision": _choice("fp32", "bf16"),
-    "device": _Rule(_str, "'auto', 'cpu', 'cuda' or 'cuda:<index>'", lambda value: bool(_DEVICE.fullmatch(value))),
-    "torch_threads": _at_least(1),
-    "run_dir": _Rule(_path, "a non-empty path, or None", lambda value: value != "", optional=True),
-    "save_interval": _at_least(0),
-}  # fmt: skip
-
-
-def _checked(name: str, value: Any, rule: _Rule) -> Any:
-    if value is None and rule.optional:
-        return None
-    try:
-        result = rule.coerce(value)
-    except TypeError:
-        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); it must be {rule.text}") from None
-    except (ValueError, OverflowError):
-        raise ValueError(f"{name} is {value!r}; it must be {rule.text}") from None
-    if not rule.holds(result):
-        raise ValueError(f"{name} is {value!r}; it must be {rule.text}")
-    return result
 
 
 def _check_together(config: Config) -> None:

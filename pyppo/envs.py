@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any, Literal
@@ -24,14 +24,20 @@ from pyppo.contract import (
     env_seed,
     finite_ends,
 )
-from pyppo.gymnasium_envs import blame, final_rows, finish_interrupted, make_vector_env
+from pyppo.gymnasium_envs import blame, final_rows, finish_interrupted
 from pyppo.masks import MASK, MASK_INFOS, ActionMask, dict_of, mask_shape, masks_in, split_mask
 from pyppo.spaces import ActionCheck, ObservationCheck, choices, dict_space, flatten_space
 
 __all__ = [
-    "ActionCheck", "Column", "Columns", "EnvGroup", "Envs", "Purpose", "Receive", "StepBatch", "as_group", "as_groups",
-    "dict_space", "env_seed",
+    "ActionCheck", "Column", "Columns", "EnvGroup", "Purpose", "Receive", "StepBatch", "dict_space", "env_seed",
 ]  # fmt: skip
+
+_RESETS: WeakKeyDictionary[VectorEnv, int] = WeakKeyDictionary()
+"""By environments, since several groups may be over the same ones: of a trainer and of an evaluation."""
+
+_RESET, _STEP = ("obs", "infos"), ("obs", "rewards", "terminated", "truncated", "infos")
+# When it is asked to put arrays together of which one has another shape or dtype, as observations or infos had before.
+_NUMPY_SAYS = ("broadcast", "Output array", "Cannot cast array")
 
 
 class EnvGroup:
@@ -369,80 +375,6 @@ class _Through:
 
     def __setitem__(self, t: int, array: np.ndarray) -> None:
         self._column[t] = self._change(t, array)
-
-
-Envs = VectorEnv | EnvGroup | Sequence[VectorEnv | EnvGroup] | Sequence[str | Callable[[], Any]]
-"""What `Trainer` takes: a `VectorEnv`, an `EnvGroup` where the autoreset mode must be said, several of them, or a list
-of `gymnasium.make` names or functions that make one environment each."""
-
-
-def as_group(
-    env: VectorEnv | EnvGroup | Sequence[str | Callable[[], Any]], *, first_env: int = 0, purpose: Purpose = "train"
-) -> EnvGroup:
-    """A new group over the environments of `env`, in the autoreset mode of a ready group or of the metadata.
-
-    An object of a subclass of `EnvGroup` is used as it is, and only told its place (`EnvGroup.place`).
-    A list of `gymnasium.make` names or of functions becomes one `SyncVectorEnv` in next-step autoreset, which the group
-    owns.
-    """
-    if isinstance(env, EnvGroup) and type(env) is not EnvGroup:
-        env.place(first_env, purpose)
-        return env
-    if isinstance(env, EnvGroup):
-        return EnvGroup(
-            env.env,
-            autoreset_mode=env.autoreset_mode,
-            mask_in_infos=env.mask_in_infos,
-            first_env=first_env,
-            purpose=purpose,
-        )
-    if isinstance(env, VectorEnv):
-        return EnvGroup(env, first_env=first_env, purpose=purpose)
-    if not isinstance(env, Sequence) or isinstance(env, (str, bytes)):
-        raise TypeError(f"envs is a {type(env).__name__}; it must be {_ENVS}")
-    made = make_vector_env(env)
-    try:
-        group = EnvGroup(made, first_env=first_env, purpose=purpose)
-    except BaseException:
-        made.close()
-        raise
-    group.owned = True
-    return group
-
-
-def as_groups(envs: Envs) -> list[EnvGroup]:
-    """The user's environments, each a group, in the order given.
-
-    Raises:
-        ValueError, TypeError: there is none, or one does not keep the environment contract.
-    """
-    ready = isinstance(envs, Sequence) and any(isinstance(env, (VectorEnv, EnvGroup)) for env in envs)
-    if not ready and envs:
-        return [as_group(envs)]  # type: ignore[arg-type]
-    if isinstance(envs, (str, bytes)) or not isinstance(envs, Sequence):
-        raise TypeError(f"envs is a {type(envs).__name__}; it must be {_ENVS}")
-    groups: list[EnvGroup] = []
-    for env in envs:
-        if not isinstance(env, (VectorEnv, EnvGroup)):
-            raise TypeError(f"envs has a {type(env).__name__} among vector environments; it must be {_ENVS}")
-        groups.append(as_group(env, first_env=sum(group.num_envs for group in groups)))
-    if not groups:
-        raise ValueError(f"envs is empty; it must be {_ENVS}")
-    return groups
-
-
-_ENVS = (
-    "a gymnasium.vector.VectorEnv, an EnvGroup of one, a sequence of them, or a list of gymnasium.make names or of "
-    "functions that make one environment each"
-)
-
-
-_RESETS: WeakKeyDictionary[VectorEnv, int] = WeakKeyDictionary()
-"""By environments, since several groups may be over the same ones: of a trainer and of an evaluation."""
-
-_RESET, _STEP = ("obs", "infos"), ("obs", "rewards", "terminated", "truncated", "infos")
-# When it is asked to put arrays together of which one has another shape or dtype, as observations or infos had before.
-_NUMPY_SAYS = ("broadcast", "Output array", "Cannot cast array")
 
 
 def _says(env: VectorEnv, trait: str) -> bool:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from pyppo.actions import Distribution, stream_seed
 from pyppo.checkpoint import load_checkpoint, restore_policy
 from pyppo.envpool_envs import make_envs
-from pyppo.envs import EnvGroup, as_group
+from pyppo.envs import EnvGroup
+from pyppo.own_envs import as_group
 from pyppo.policy import BUILT_IN, ActorCriticPolicy, zero_where
 from pyppo.storage import SIGNED
 

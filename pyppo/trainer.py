@@ -22,10 +22,10 @@ from pyppo.engines import Schedule, describe, make_engine
 from pyppo.engines.policy_check import check_policy
 from pyppo.engines.torch_engine import TorchEngine
 from pyppo.envpool_envs import env_spaces
-from pyppo.envs import Envs, as_groups
 from pyppo.estimate import estimate
 from pyppo.finite import find_bad_output, find_bad_parameter, find_not_finite
 from pyppo.normalize import ObservationNormalizer, RewardScaler
+from pyppo.own_envs import Envs, as_groups
 from pyppo.parts import check_kinds, settle_policy, torch_threads
 from pyppo.policy import BUILT_IN, describe_policy
 from pyppo.rollout import Collector

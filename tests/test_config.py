@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyppo import config as config_module
 from pyppo import presets
 from pyppo.config import Config, preset_for
+from pyppo.config_rules import RULES
 
 BAD_VALUES = [
     ("env_id", ""),
@@ -118,8 +118,8 @@ def test_a_value_of_the_wrong_kind_is_named(name, value):
 
 def test_every_field_has_a_rule_that_is_tested_and_a_docstring():
     names = [field.name for field in dataclasses.fields(Config)]
-    assert set(config_module._RULES) == set(names)
-    flags = {name for name in names if config_module._RULES[name].text == "True or False"}
+    assert set(RULES) == set(names)
+    flags = {name for name in names if RULES[name].text == "True or False"}
     assert {name for name, _ in BAD_VALUES} | flags == set(names)
 
     body = ast.parse(inspect.getsource(Config)).body[0].body

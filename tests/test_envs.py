@@ -11,7 +11,8 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 import pyppo
 from pyppo.config import Config
 from pyppo.contract import finite_ends
-from pyppo.envs import ActionCheck, EnvGroup, as_group, as_groups, env_seed
+from pyppo.envs import ActionCheck, EnvGroup, env_seed
+from pyppo.own_envs import as_group, as_groups
 
 # --- seeds ------------------------------------------------------------------------------------------------------------
 

@@ -9,8 +9,9 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import pyppo
 from pyppo.config import Config
-from pyppo.envs import EnvGroup, as_group, as_groups
+from pyppo.envs import EnvGroup
 from pyppo.gymnasium_envs import final_rows
+from pyppo.own_envs import as_group, as_groups
 from pyppo.spaces import flatten_space
 from pyppo.trainer import Trainer
 

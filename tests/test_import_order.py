@@ -19,6 +19,7 @@ LAYERS = [
     {
         "autograd",
         "config",
+        "config_rules",
         "contract",
         "cores",
         "episodes",
@@ -40,6 +41,7 @@ LAYERS = [
         "features",
         "gymnasium_envs",
         "normalize",
+        "own_envs",
         "policy",
         "rollout",
         "report",
@@ -52,11 +54,12 @@ LAYERS = [
     {"cli"},
 ]
 SIBLINGS = {
-    "config": {"presets"},
+    "config": {"config_rules", "presets"},
     "cores": {"ops"},  # the kernels' threads
-    "envs": {"gymnasium_envs"},  # a group may be made from names, and reads what Gymnasium's own environments give
+    "envs": {"gymnasium_envs"},  # a group reads what Gymnasium's own environments give
     "masks": {"spaces"},
     "ops": {"autograd", "library", "results"},  # in eager calls; where torch.compile traces; the types of results
+    "own_envs": {"envs", "gymnasium_envs"},  # groups, of vector environments or of names of Gymnasium
     "rollout": {"storage"},  # the loop fills it
     "trained": {"plot"},  # a result draws its curve
     "warmup": {"rollout"},  # what it asks of a group
