@@ -46,9 +46,9 @@ QUESTIONS: dict[str, Question] = {
         "as the others": {"norm_adv": "minibatch", "learning_rate": 3e-4},
         "advantages normalised by batch": {"norm_adv": "batch", "learning_rate": 3e-4},
         "learning rate 1e-4": {"norm_adv": "minibatch", "learning_rate": 1e-4},
-        "both: the preset": {},
+        "by batch, learning rate 1e-4": {"norm_adv": "batch"},
         "advantages as they are": {"norm_adv": "none", "learning_rate": 3e-4},
-        "as they are, learning rate 1e-4": {"norm_adv": "none"},
+        "as they are, learning rate 1e-4: the preset": {},
     }),
     "halfcheetah": Question("HalfCheetah-v4", base={"log_std_init": 0.0}, seeds=3, variants={
         "nothing else": {},

@@ -224,7 +224,7 @@ def test_report_of_made_up_results(bench, tmp_path):
     assert "| HalfCheetah-v4 | 3233.3 ± 1357.3 (3) |" not in page  # on one engine only
     settings = [line for line in page.splitlines() if line.startswith("| InvertedDoublePendulum-v4 | ")]
     assert len(settings) == 1  # of what has not been run too
-    assert "norm_adv batch" in settings[0]
+    assert "norm_adv none" in settings[0]
     assert "activation" not in settings[0]  # Config's own
     assert (tmp_path / "images/suite.png").stat().st_size > 1000
     assert bench.learning_report.report({}) == "Not run yet."
