@@ -98,4 +98,5 @@ def provenance(records: Iterable[Record]) -> str:
 
 def _machine(record: Record) -> str:
     facts = record["machine"]
-    return f"{facts['cpu']}, {facts['cores']} cores, {facts['cpu_capability']} kernels, torch {facts['torch']}"
+    cores = f"{facts['cores']} core{'s' if facts['cores'] > 1 else ''}"
+    return f"{facts['cpu']}, {cores}, {facts['cpu_capability']} kernels, torch {facts['torch']}"

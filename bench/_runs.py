@@ -5,9 +5,10 @@
     results = {key: record["result"] for key, record in finished(jobs, Path("results.jsonl")).items()}
 
 The file has one JSON object a line: key, arguments, result, seconds, cpu_seconds (of its process), finished (date),
-commit, machine. A job is done if a line has its key and its arguments, so changed settings are new runs. What is broken
-off leaves no line; a line that is only half there counts for nothing. Several calls may work on one file: each job is
-locked by who runs it.
+commit, extension (SHA-256 of the compiled one), machine. A job is done if a line has its key and its arguments, so
+changed settings are new runs. Changed code makes none: the line says which commit it was, and to run again is to delete
+it. What is broken off leaves no line; a line that is only half there counts for nothing. Several calls may work on one
+file: each job is locked by who runs it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import datetime
 import fcntl
 import hashlib
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -195,8 +197,8 @@ class _Running:
     start: float
     slot: int
     """Which share of the cores is its own."""
-    commit: str
-    """As it was when the process began: that is what it imports, whatever the checkout was when the queue did."""
+    facts: Mapping[str, Any]
+    """Commit, extension and machine as they were when the process began: what it imports, and what ran beside it."""
 
 
 class _Queue:
@@ -210,7 +212,6 @@ class _Queue:
         self._running: dict[Connection, _Running] = {}
         self._progress = _Progress(jobs, done, parallel)
         self._locks = _Locks(path)
-        self._machine = machine()
         self._elsewhere = 0
 
     def run(self) -> None:
@@ -241,7 +242,8 @@ class _Queue:
         with _inherited_cores(slot, self.parallel):
             process.start()
         theirs.close()
-        self._running[ours] = _Running(job, process, time.perf_counter(), slot, commit())
+        facts = {"commit": commit(), "extension": extension(), "machine": machine()}
+        self._running[ours] = _Running(job, process, time.perf_counter(), slot, facts)
 
     def _finish(self, connection: Connection) -> None:
         one = self._running.pop(connection)
@@ -260,7 +262,7 @@ class _Queue:
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             record = {"key": one.job.key, "arguments": one.job.arguments, "result": result}
             record |= {"seconds": round(seconds, 3), "cpu_seconds": round(cpu, 3), "finished": now}
-            record |= {"commit": one.commit, "machine": self._machine}
+            record |= one.facts
             _append(self.path, record, self._locks)
             self._progress.add(one.job, seconds)
         self._locks.release(one.job.identity)
@@ -356,3 +358,11 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return name + ("+" if changed.strip() else "")
+
+
+def extension() -> str:
+    """SHA-256 of the compiled extension, its first digits, since git knows nothing of it; "none" without one."""
+    spec = importlib.util.find_spec("pyppo._C")
+    if spec is None or spec.origin is None:
+        return "none"
+    return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()[:16]

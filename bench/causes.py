@@ -1,6 +1,6 @@
 """Why is a score of the suite what it is? Runs that change one thing, beside those that change nothing.
 
-    python bench/causes.py [NAME ...] [--seeds 3] [--parallel 2]
+    python bench/causes.py [NAME ...] [--seeds 1-3] [--parallel 2]
     python bench/causes.py --report
 
 One call runs what the suite's results file lacks and can be broken off at any time; what changes nothing, the suite has
@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import learning
-from _command import add_arguments, docs_of, finish, positive
+from _command import add_arguments, add_seeds, finish, page_of
 from _common import console, score_text
 from _report import plus_minus, provenance
 from _runs import Job, Record, finished, run_jobs
 from suite import SUITE
-from tables import fill, table
+from tables import table
 
 PRESET = "the preset"
 
@@ -35,6 +35,11 @@ class Question:
     base: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Changed in all of them."""
     seeds: int = 5
+
+    @property
+    def planned(self) -> range:
+        """Its seeds."""
+        return range(1, self.seeds + 1)
 
 
 # fmt: off
@@ -66,11 +71,11 @@ QUESTIONS: dict[str, Question] = {
 # fmt: on
 
 
-def jobs_of(question: Question, title: str, seeds: int) -> list[Job]:
-    """A variant's runs, seeds 1 to this many, as the suite's jobs: the same run is not made twice."""
+def jobs_of(question: Question, title: str, seeds: Sequence[int]) -> list[Job]:
+    """A variant's runs as the suite's jobs: the same run is not made twice."""
     task = next(task for task in SUITE if task.env_id == question.env_id)
     changed = dataclasses.replace(task, fields={**task.fields, **question.base, **question.variants[title]})
-    return learning.jobs_of([changed], "auto", range(1, seeds + 1), None)
+    return learning.jobs_of([changed], "auto", seeds, None)
 
 
 def row(title: str, runs: Sequence[Record]) -> list[str]:
@@ -84,7 +89,7 @@ def row(title: str, runs: Sequence[Record]) -> list[str]:
     return [title, mean("score"), mean("best"), mean("evaluation"), each or "–"]
 
 
-def report(question: Question, path: Path, seeds: int) -> str:
+def report(question: Question, path: Path, seeds: Sequence[int]) -> str:
     """What was run for a question, as Markdown."""
     found = {title: list(finished(jobs_of(question, title, seeds), path).values()) for title in question.variants}
     columns = [question.env_id, "training", "highest on the way", "evaluation", "training, seeds 1, 2, …"]
@@ -100,7 +105,7 @@ def section(name: str) -> str:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(QUESTIONS)} (default: all)")
-    parser.add_argument("--seeds", type=positive, help="1 to this many (default: each question's number)")
+    add_seeds(parser, None, "each question's")
     add_arguments(parser, "suite.jsonl")
     return parser.parse_args(arguments)
 
@@ -109,17 +114,17 @@ def main(arguments: list[str] | None = None) -> None:
     given = parse(arguments)
     if unknown := [name for name in given.names if name not in QUESTIONS]:
         raise SystemExit(f"{unknown[0]!r} is no question; it must be of {', '.join(QUESTIONS)}")
-    docs = docs_of(given, map(section, QUESTIONS), full=True)
+    page = page_of(given, map(section, QUESTIONS), full=True)
     failures = []
     for name in [] if given.report else given.names or QUESTIONS:
         question = QUESTIONS[name]
         for title in question.variants:
             console.print(f"{name}: {title}")
-            jobs = jobs_of(question, title, given.seeds or question.seeds)
+            jobs = jobs_of(question, title, given.seeds or question.planned)
             failures += run_jobs(jobs, given.results, parallel=given.parallel)
-    for name, question in QUESTIONS.items() if docs else ():
-        seeds = max(given.seeds or 0, question.seeds)  # the page is of the whole plan, and of what goes beyond it
-        fill(docs / "results.md", section(name), report(question, given.results, seeds))
+    for name, question in QUESTIONS.items():
+        seeds = sorted({*question.planned, *(given.seeds or [])})  # of the whole plan, and of what goes beyond it
+        page.section(section(name), report(question, given.results, seeds))
     finish(failures)
 
 

@@ -1,7 +1,7 @@
 """What scores does training reach? The suite (bench/suite.py), or one environment, over several seeds.
 
-    python bench/learning.py [--only ENV ...] [--engine auto] [--seeds 1 2 3] [--parallel 2] [--report]
-    python bench/learning.py ENV [--seeds 1 2 3] [--parallel 2] [--set FIELD=VALUE ...] [--json FILE]
+    python bench/learning.py [--only ENV ...] [--engine auto] [--seeds 1-3] [--parallel 2] [--report]
+    python bench/learning.py ENV [--seeds 1-3] [--parallel 2] [--set FIELD=VALUE ...] [--json FILE]
 
 A seed's score is the mean return of its last 100 training episodes. "±" is the standard deviation over seeds (divided
 by their number); scores of evaluation episodes are another thing and are shown apart.
@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import learning_report
-from _command import add_arguments, docs_of, finish, positive
+from _command import add_arguments, add_seeds, finish, page_of, positive
 from _common import console, machine, parse_fields, score_text, show_facts, show_table, write_json
-from _runs import Job, finished, run_jobs
+from _runs import Job, finished, read_records, run_jobs
 from _training import train_run
 from own_envs import OWN
 from suite import SUITE, Task, config_of, engine_of
@@ -64,7 +64,7 @@ def jobs_of(tasks: Sequence[Task], engine: Any, seeds: Sequence[int] | None, ste
     """Seed by seed, so that whatever is done is the suite at fewer seeds."""
     jobs = []
     most = max((task.seeds for task in tasks), default=0)
-    for seed in dict.fromkeys(seeds or range(1, most + 1)):
+    for seed in seeds or range(1, most + 1):
         for task in tasks:
             which = engine_of(task, engine)
             if which is not None and (seeds or seed <= task.seeds):
@@ -95,13 +95,13 @@ def run_suite(given: argparse.Namespace) -> None:
     ):
         raise SystemExit("--set, --json, --kept, --evaluate, --solved and --at-least are of one environment; name it")
     tasks = [task for task in SUITE if not given.only or task.env_id in given.only]
-    docs = docs_of(given, ["suite"], full=given.steps is None)
+    page = page_of(given, ["suite"], full=given.steps is None)
     jobs = jobs_of(tasks, given.engine, given.seeds, given.steps)
     failures = [] if given.report else run_jobs(jobs, given.results, parallel=given.parallel)
-    if docs is not None:  # of all environments, engines and seeds, whatever was run now
-        seeds = sorted({*range(1, max(task.seeds for task in SUITE) + 1), *(given.seeds or [])})
-        every = [job for engine in ("native", "torch") for job in jobs_of(SUITE, engine, seeds, given.steps)]
-        learning_report.write(finished(every, given.results), docs)
+    # Of all environments, engines and seeds, whatever was run now.
+    seeds = sorted({record["arguments"]["config"]["seed"] for record in read_records(given.results, quiet=True)})
+    every = [job for engine in ("native", "torch") for job in jobs_of(SUITE, engine, seeds, given.steps)]
+    learning_report.write(finished(every, given.results), page)
     finish(failures)
 
 
@@ -156,11 +156,10 @@ def run_one(given: argparse.Namespace) -> None:
         raise SystemExit(str(error)) from error
     facts = machine()
     show_facts("machine", facts)
-    seeds = list(dict.fromkeys(given.seeds or [1, 2, 3]))
     jobs = []
-    for seed in seeds:
+    for seed in given.seeds or (1, 2, 3):
         arguments = {"config": config.replace(seed=seed).to_dict(), "episodes": given.evaluate, "solved": given.solved}
-        jobs.append(Job(f"{given.env}/s{seed}", train, arguments, float(config.total_timesteps)))
+        jobs.append(Job(f"{given.env}/s{seed}", train, arguments, float(config.total_timesteps), completed))
     with tempfile.TemporaryDirectory() as folder:
         results = given.kept or Path(folder) / "runs.jsonl"
         failures = run_jobs(jobs, results, parallel=given.parallel)
@@ -180,9 +179,7 @@ def run_one(given: argparse.Namespace) -> None:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("env", metavar="ENV", nargs="?", help="an environment of EnvPool; without it, the suite")
-    parser.add_argument(
-        "--seeds", type=positive, nargs="+", help="default: 1 2 3; of the suite, 1 up to each environment's number"
-    )
+    add_seeds(parser, None, "1-3; of the suite, 1 up to each environment's number")
     parser.add_argument("--engine", choices=("auto", "native", "torch"), default="auto", help="default: auto")
     parser.add_argument("--steps", type=positive, help="in place of the environments' own total_timesteps")
     add_arguments(parser, "suite.jsonl")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from _common import console, score_text
+from _page import Page
 from _report import count_text, curve_of, interval, plus_minus, provenance, too_few
 from _run_statistics import difference_interval, iqm_interval, mean_std, permutation_p
 from _runs import Record
 from suite import SUITE, Task, config_of, engine_of
-from tables import fill, table
+from tables import table
 
 from pyppo import Config
 from pyppo.plot import Curve, draw
@@ -22,7 +22,12 @@ ENGINES = ("native", "torch")
 def runs_of(done: Mapping[str, Record], task: Task, engine: str) -> list[Record]:
     """The task's runs on an engine, by seed."""
     runs = [record for key, record in done.items() if key.startswith(f"{task.env_id}/{engine}/")]
-    return sorted(runs, key=lambda record: record["arguments"]["config"]["seed"])
+    return sorted(runs, key=seed_of)
+
+
+def seed_of(run: Record) -> int:
+    """The run's seed."""
+    return run["arguments"]["config"]["seed"]
 
 
 def scores_of(runs: Sequence[Record], which: str) -> list[float]:
@@ -59,32 +64,48 @@ def row(task: Task, engine: str, runs: Sequence[Record]) -> list[str]:
     if training:
         middle = interval(iqm_interval([training]), [training], text=score_text)
     clock, seconds = (float(np.median([record[name] for record in runs])) for name in ("seconds", "cpu_seconds"))
+    speed = float(np.median([record["result"]["sps"] for record in runs]))
+    kernels = ", ".join(sorted({record["machine"]["cpu_capability"] for record in runs}))
     steps = runs[0]["arguments"]["config"]["total_timesteps"]
     scores = [plus_minus(training), middle, plus_minus(evaluation)]
     return [task.env_id, engine, f"{steps:,}", count_text(runs), *scores, task.reference, gate_text(task),
-            verdict(task, runs), f"{clock:.0f}", f"{seconds:.0f}", f"{steps / seconds:,.0f}"]  # fmt: skip
+            verdict(task, runs), kernels, f"{clock:.0f}", f"{seconds:.0f}", f"{speed:,.0f}"]  # fmt: skip
 
 
 COLUMNS = (
     "environment", "engine", "steps", "runs", "training", "interquartile mean [95 %]", "evaluation", "reference",
-    "gate", "reached", "seconds a run", "CPU seconds", "steps a CPU second",
+    "gate", "reached", "kernels", "seconds a run", "CPU seconds", "steps/s in training",
 )  # fmt: skip
 
 
 def engine_table(done: Mapping[str, Record]) -> str | None:
-    """Training scores of both engines side by side, where both have run; None: nowhere."""
+    """Training scores of both engines side by side, where both have run; None: nowhere.
+
+    The same seed makes nearly the same run, since the engines' arithmetic is nearly the same. So runs of one seed are
+    compared one by one; torch's runs of seeds that native has not are independent of native's, and are tested.
+    """
     lines = []
     for task in SUITE:
-        ours, theirs = (scores_of(runs_of(done, task, engine), "training") for engine in ENGINES)
-        if ours and theirs:
-            texts = [f"{plus_minus(scores)} ({len(scores)})" for scores in (ours, theirs)]
+        native, torch = (_by_seed(runs_of(done, task, engine)) for engine in ENGINES)
+        if not (native and torch):
+            continue
+        ours, theirs = list(native.values()), [score for seed, score in torch.items() if seed not in native]
+        texts = [f"{plus_minus(scores)} ({len(scores)})" if scores else "–" for scores in (ours, theirs)]
+        difference, p = "–", "–"
+        if theirs:
             difference = interval(difference_interval(ours, theirs), [ours], [theirs], text=score_text)
             p = "too few runs" if too_few([ours], [theirs]) else f"{permutation_p(ours, theirs):.2f}"
-            lines.append([task.env_id, *texts, difference, p])
+        pairs = [abs(score - torch[seed]) for seed, score in native.items() if seed in torch]
+        lines.append([task.env_id, *texts, difference, p, ", ".join(map(score_text, pairs)) or "–"])
     if not lines:
         return None
-    columns = [*(f"{engine} (runs)" for engine in ENGINES), "native - torch [95 %]", "p"]
+    columns = ["native (runs)", "torch, other seeds (runs)", "native - torch [95 %]", "p", "same seeds, how far apart"]
     return table(["environment", *columns], lines)
+
+
+def _by_seed(runs: Sequence[Record]) -> dict[int, float]:
+    """Training scores, of runs that have one."""
+    return {seed_of(run): run["result"]["score"] for run in runs if run["result"]["score"] is not None}
 
 
 def settings_table() -> str:
@@ -112,7 +133,8 @@ def report(done: Mapping[str, Record]) -> str:
             if runs := runs_of(done, task, engine):
                 lines.append(row(task, engine, runs))
                 scores = scores_of(runs, "training")
-                seeds.append([task.env_id, engine, ", ".join(map(score_text, scores))])
+                numbers = ", ".join(str(seed_of(run)) for run in runs)
+                seeds.append([task.env_id, engine, numbers, ", ".join(map(score_text, scores))])
                 if task.modes is not None:
                     above = sum(score >= task.modes for score in scores)
                     counts = f"{above} of {len(scores)} runs end above {task.modes:g}, {len(scores) - above} below"
@@ -123,10 +145,11 @@ def report(done: Mapping[str, Record]) -> str:
         parts.append(f"Not run yet: {', '.join(missing)}.")
     if (engines := engine_table(done)) is not None:
         parts.append(
-            "The engines beside each other, training scores. p: how often the means of runs of one engine, divided at "
-            f"random into groups of these sizes, differ as much (a permutation test).\n\n{engines}"
+            "The engines beside each other, training scores. The same seed begins the same run on both, so those are "
+            "compared one by one, and only torch's runs of other seeds are tested. p: how often the means of runs of "
+            f"one engine, divided at random into groups of these sizes, differ as much (a permutation test).\n\n{engines}"
         )
-    parts.append("Training scores by seed:\n\n" + table(["environment", "engine", "seeds 1, 2, …"], seeds))
+    parts.append("Training scores by seed:\n\n" + table(["environment", "engine", "seeds", "scores"], seeds))
     parts.append("Settings, where they are not the defaults of `Config`:\n\n" + settings_table())
     return "\n\n".join(parts)
 
@@ -142,14 +165,13 @@ def curves(done: Mapping[str, Record]) -> dict[str, dict[str, list[Curve]]]:
     return panels
 
 
-def write(done: Mapping[str, Record], docs: Path) -> None:
-    """Fill the suite's part of results.md and draw its picture."""
+def write(done: Mapping[str, Record], page: Page) -> None:
+    """The suite's part of results.md, and its picture."""
     text = report(done)
     if panels := curves(done):
-        picture = draw(panels, docs / "images/suite.png", size=(4.4, 3.0))
-        text += f"\n\n![Mean and range over seeds of each environment's return](images/{picture.name})"
-        console.print(f"wrote {picture}")
-    fill(docs / "results.md", "suite", text)
+        caption = "Mean and range over seeds of each environment's return"
+        text += page.picture("suite.png", caption, lambda path: draw(panels, path, size=(4.4, 3.0)))
+    page.section("suite", text)
     for task in SUITE:
         for engine in ENGINES:
             if runs := runs_of(done, task, engine):

@@ -29,8 +29,8 @@ def test_a_variant_changes_what_it_says_and_nothing_else(bench, name):
     preset = bench.suite.config_of(task, "native" if task.native else "torch", 1).to_dict()
     seen = set()
     for title, changes in question.variants.items():
-        jobs = bench.causes.jobs_of(question, title, question.seeds)
-        assert [job.arguments["config"]["seed"] for job in jobs] == list(range(1, question.seeds + 1))
+        jobs = bench.causes.jobs_of(question, title, question.planned)
+        assert [job.arguments["config"]["seed"] for job in jobs] == list(question.planned)
         config = jobs[0].arguments["config"]
         changed = {**question.base, **changes}
         assert {name for name in config if config[name] != preset[name]} <= set(changed)
@@ -60,14 +60,16 @@ def test_runs_variant_by_variant_and_reports_all(bench, tmp_path, monkeypatch):
     monkeypatch.setattr(causes, "run_jobs", run_jobs)
     page = tmp_path / "results.md"
     page.write_text("".join(f"<!-- cause-{name} -->\n<!-- /cause-{name} -->\n" for name in causes.QUESTIONS))
-    causes.main(["swimmer", "--seeds", "3", "--results", str(tmp_path / "runs.jsonl"), "--docs", str(tmp_path)])
+    causes.main(["swimmer", "--seeds", "1-3", "--results", str(tmp_path / "runs.jsonl"), "--docs", str(tmp_path)])
     assert asked == [f"Swimmer-v4/native/s{seed}" for _ in question.variants for seed in (1, 2, 3)]
     text = page.read_text().split("<!-- cause-swimmer -->")[1].split("<!-- /")[0]
     assert "9 runs, 2026-11-23, commit abc" in text
     assert "| γ 0.999 | 52.0 ± 2.0 | 60.0 ± 0.0 | 55.0 ± 0.0 | 50.0, –, 54.0 |" in text
     assert "Not run yet" in page.read_text().split("<!-- cause-catch -->")[1]
     beyond = question.seeds + 2  # the page has what goes beyond the plan
-    causes.main(["swimmer", "--seeds", str(beyond), "--results", str(tmp_path / "more.jsonl"), "--docs", str(tmp_path)])
+    causes.main(
+        ["swimmer", "--seeds", f"1-{beyond}", "--results", str(tmp_path / "more.jsonl"), "--docs", str(tmp_path)]
+    )
     assert f"{3 * beyond} runs, 2026-11-23" in page.read_text()
     with pytest.raises(SystemExit, match="'walker' is no question; it must be of swimmer"):
         causes.main(["walker", "--report"])

@@ -129,7 +129,7 @@ def test_a_run_of_each_algorithm(paper, name):
 
 
 def test_figure_3_is_run_seed_by_seed(paper):
-    cells = paper.figure3.cells_of(["ppo", "trpo"], ["Hopper-v4", "Reacher-v4"], 2, 1000)
+    cells = paper.figure3.cells_of(["ppo", "trpo"], ["Hopper-v4", "Reacher-v4"], (1, 2), 1000)
     jobs = [job for _, job in cells]
     assert [job.key for job in jobs] == [
         f"{name}/{env_id}/s{seed}"
@@ -137,7 +137,7 @@ def test_figure_3_is_run_seed_by_seed(paper):
         for env_id in ("Hopper-v4", "Reacher-v4")
         for name in ("X/clip 0.2", "trpo")
     ]
-    table1 = {job.identity for job in paper.table1.jobs_of(["X"], 1, 2, 1000)}
+    table1 = {job.identity for job in paper.table1.jobs_of(["X"], (1,), (1, 2), 1000)}
     assert all((job.identity in table1) == (name == "ppo") for (name, _), job in cells)  # nothing is run twice
     assert jobs[1].arguments["settings"]["max_kl"] == 0.01
     assert all(job.arguments["fields"]["total_timesteps"] == 1000 for job in jobs)
@@ -165,7 +165,7 @@ def test_the_algorithms_share_what_is_not_theirs(paper):
 
 def test_epochs_and_clipping_share_their_runs(paper):
     def keys(variants):
-        runs = paper.restraint.Runs(variants, ["Hopper-v4"], 2, 1000, Path("none"))
+        runs = paper.restraint.Runs(variants, ["Hopper-v4"], (1, 2), 1000, Path("none"))
         return {job.identity for job in runs.jobs}
 
     epochs = keys([(n, clip) for n in paper.epochs.EPOCHS for clip in paper.epochs.CLIPS])
@@ -197,7 +197,7 @@ def algorithm_result(score, update, diverged=None):
 
 def test_figure_3s_report(paper, docs, tmp_path):
     figure3 = paper.figure3
-    cells = figure3.cells_of(list(figure3.ALGORITHMS), figure3.ENVIRONMENTS, 2, 1000)
+    cells = figure3.cells_of(list(figure3.ALGORITHMS), figure3.ENVIRONMENTS, (1, 2), 1000)
 
     def result(job):
         *_, name, env_id, seed = job.key.split("/")
@@ -210,7 +210,7 @@ def test_figure_3s_report(paper, docs, tmp_path):
     results, table1 = tmp_path / "figure3.jsonl", tmp_path / "table1.jsonl"
     write_results(results, [job for (name, _), job in cells if name != "ppo"], result)
     write_results(table1, [job for (name, _), job in cells if name == "ppo"], result)
-    figure3.main(["--report", "--seeds", "2", "--steps", "1000", "--results", str(results), "--docs", str(docs),
+    figure3.main(["--report", "--seeds", "1-2", "--steps", "1000", "--results", str(results), "--docs", str(docs),
                   "--table1", str(table1), "--cost", str(tmp_path / "none.json")])  # fmt: skip
     page = docs / "results.md"
     assert "6 runs, 2026-11-23, commit abc" in section(page, "figure3")
@@ -253,7 +253,7 @@ def measured_result(score, kl, diverged=None):
 def test_the_reports_of_epochs_and_clipping(paper, docs, tmp_path, monkeypatch):
     restraint = paper.restraint
     variants = [(10, clip) for clip in paper.clipping.CLIPS] + [(1, 0.2)]
-    runs = restraint.Runs(variants, restraint.ENVIRONMENTS, 2, 1000, tmp_path / "clipping.jsonl")
+    runs = restraint.Runs(variants, restraint.ENVIRONMENTS, (1, 2), 1000, tmp_path / "clipping.jsonl")
 
     def result(job):
         fields, seed = job.arguments["fields"], job.arguments["seed"]
@@ -262,7 +262,7 @@ def test_the_reports_of_epochs_and_clipping(paper, docs, tmp_path, monkeypatch):
         return measured_result(100.0 * seed, fields["clip_coef"] * seed / 10)
 
     write_results(tmp_path / "clipping.jsonl", runs.jobs, result)
-    given = ["--report", "--seeds", "2", "--steps", "1000", "--docs", str(docs)]
+    given = ["--report", "--seeds", "1-2", "--steps", "1000", "--docs", str(docs)]
     given += ["--results", str(tmp_path / "clipping.jsonl")]
     paper.clipping.main(given)
     paper.epochs.main(given)

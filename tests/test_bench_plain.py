@@ -167,7 +167,7 @@ def test_the_table_sets_it_beside_table_1(bench, tmp_path, monkeypatch):
     page = tmp_path / "results.md"
     page.write_text("<!-- plain -->\n<!-- /plain -->\n")
     files = ["--results", str(tmp_path / "plain.jsonl"), "--table1", str(tmp_path / "table1.jsonl")]
-    bench.plain.main(["--only", "HalfCheetah-v4", "--seeds", "3", *files, "--docs", str(tmp_path)])
+    bench.plain.main(["--only", "HalfCheetah-v4", "--seeds", "1-3", *files, "--docs", str(tmp_path)])
     variants = ("each step", "each rollout")
     assert asked == [f"plain, {variant}/HalfCheetah-v4/s{seed}" for seed in (1, 2, 3) for variant in variants]
     rows = {

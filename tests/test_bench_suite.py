@@ -22,7 +22,7 @@ CPU = {"cpu": "a CPU", "cores": 2, "cpu_capability": "avx2", "torch": "2.13"}
 def bench(monkeypatch):
     pytest.importorskip("envpool")
     monkeypatch.syspath_prepend(str(BENCH))
-    names = ("learning", "learning_report", "suite", "own_envs", "_report")
+    names = ("learning", "learning_report", "suite", "own_envs", "_report", "_page")
     return types.SimpleNamespace(**{name.strip("_"): importlib.import_module(name) for name in names})
 
 
@@ -210,17 +210,17 @@ def test_report_of_made_up_results(bench, tmp_path):
         *(record(bench, "CartPole-v1", engine, 1, 500.0) for engine in ("native", "torch")),
     ])  # fmt: skip
     (tmp_path / "results.md").write_text("<!-- suite -->\nold\n<!-- /suite -->\n")
-    bench.learning_report.write(done, tmp_path)
+    bench.learning_report.write(done, bench.page.Page(tmp_path))
     page = (tmp_path / "results.md").read_text()
     assert "\nold\n" not in page
     assert "HalfCheetah-v4 (native): 2 of 3 runs end above 2500, 1 below." in page
     assert "| HalfCheetah-v4 | native | 1,000,000 | 3 | 3233.3 ± 1357.3 | 3233.3 [1700.0, 5000.0] |" in page
     assert "| CartPole-v1 | torch | 500,000 | 1 | 500.0 |" in page
     assert "Not run yet: Acrobot-v1," in page
-    assert "| HalfCheetah-v4 | native | 1700.0, 3000.0, 5000.0 |" in page
+    assert "| HalfCheetah-v4 | native | 1, 2, 3 | 1700.0, 3000.0, 5000.0 |" in page
     assert "5 runs, 2026-11-23, commit abc; a CPU" in page
     assert "45 s of CPU time within 12 s." in page
-    assert "| CartPole-v1 | 500.0 (1) | 500.0 (1) | 0.000 | too few runs |" in page
+    assert "| CartPole-v1 | 500.0 (1) | – | – | – | 0.000 |" in page
     assert "| HalfCheetah-v4 | 3233.3 ± 1357.3 (3) |" not in page  # on one engine only
     settings = [line for line in page.splitlines() if line.startswith("| InvertedDoublePendulum-v4 | ")]
     assert len(settings) == 1  # of what has not been run too
@@ -236,11 +236,28 @@ def test_the_engines_difference_and_how_often_chance_makes_it(bench, theirs, sai
     done = dict(
         record(bench, "Hopper-v4", engine, i, score)
         for engine, ours in scores.items()
-        for i, score in enumerate(ours, 1)
+        for i, score in enumerate(ours, {"native": 1, "torch": 11}[engine])
     )
     line = bench.learning_report.engine_table(done).splitlines()[-1]
-    assert line.endswith(f"| {said} |")
+    assert line.endswith(f"| {said} | – |")
     assert f"| {3.0 - theirs:.3f} [" in line
+
+
+def test_runs_of_one_seed_on_both_engines_are_no_independent_samples(bench):
+    scores = {
+        "native": {1: 1000.0, 2: 3000.0, 3: 2000.0},
+        "torch": {2: 2900.0, 3: 2250.0, 11: 100.0, 12: 200.0, 13: 300.0, 14: None},
+    }
+    done = dict(
+        record(bench, "Hopper-v4", engine, seed, score)
+        for engine, runs in scores.items()
+        for seed, score in runs.items()
+    )
+    line = bench.learning_report.engine_table(done).splitlines()[-1]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[1:3] == ["2000.0 ± 816.5 (3)", "200.0 ± 81.6 (3)"]
+    assert cells[3].startswith("1800.0 [")
+    assert cells[4:] == ["0.10", "100.0, 250.0"]
 
 
 def test_what_was_added_to_the_settings_since_does_not_lose_a_run(bench, tmp_path):
@@ -350,11 +367,27 @@ def test_runs_of_another_length_are_not_for_the_page(bench, tmp_path, monkeypatc
     monkeypatch.setattr(bench.learning_report, "write", lambda done, docs: written.append(docs))
     results = ["--report", "--results", str(tmp_path / "none.jsonl")]
     bench.learning.main([*results, "--steps", "2048"])
-    assert written == []
     (tmp_path / "results.md").write_text("<!-- suite -->\n<!-- /suite -->\n")
     bench.learning.main([*results, "--steps", "2048", "--docs", str(tmp_path)])
     bench.learning.main([*results, "--only", "Hopper-v4", "--seeds", "12"])
-    assert [path.name for path in written] == [tmp_path.name, "docs"]
+    assert [page.folder and page.folder.name for page in written] == [None, tmp_path.name, "docs"]
+
+
+def test_what_is_not_for_the_page_is_shown(bench, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench.page.console, "_width", 60)  # no line of a table is broken
+    page, drawn = bench.page.Page(None), []
+    assert page.picture("suite.png", "Curves", drawn.append) == ""
+    page.section("suite", "| a | [bold] |" + " b |" * 40)
+    assert capsys.readouterr().out == "| a | [bold] |" + " b |" * 40 + "\n"
+    assert drawn == []
+
+
+def test_seeds_are_numbers_and_ranges(bench):
+    assert bench.learning.parse(["--seeds", "4", "1-3", "2"]).seeds == [4, 1, 2, 3]
+    assert bench.learning.parse([]).seeds is None
+    for wrong in ("0", "3-1", "1-", "-", "1-2-3", "x"):
+        with pytest.raises(SystemExit):
+            bench.learning.parse(["--seeds", wrong])
 
 
 def test_what_does_not_go_together_is_refused(bench):

@@ -63,7 +63,7 @@ def made_up(table1, jobs, path, score):
 
 
 def test_any_part_from_the_start_is_a_table_of_fewer_seeds(table1):
-    jobs = table1.table1.jobs_of(["X", "Y"], 3, 10, 1_000_000)
+    jobs = table1.table1.jobs_of(["X", "Y"], range(1, 4), range(1, 11), 1_000_000)
     keys = [job.key for job in jobs]
     assert len(keys) == len(set(keys)) == 7 + 2 * 7 * (11 * 3 + 3 * 7)
     assert [key.split("/")[0] for key in keys[:7]] == ["random"] * 7
@@ -122,7 +122,7 @@ def test_random_is_0_and_the_best_mean_1(table1):
 
 
 def test_report_of_made_up_results(table1, tmp_path):
-    jobs = table1.table1.jobs_of(["X"], 3, 10, 1_000_000)
+    jobs = table1.table1.jobs_of(["X"], range(1, 4), range(1, 11), 1_000_000)
     ranks = {variant: i for i, variant in enumerate(table1.table1_settings.VARIANTS)}
 
     def score(variant, number, seed):
@@ -173,11 +173,11 @@ def test_what_was_not_run_is_called_so(table1, tmp_path):
     table1.table1.main(arguments)
     assert (tmp_path / "results.md").read_text().count("Not run yet.") == 2
     # Shorter runs are other runs.
-    jobs = table1.table1.jobs_of(["X"], 1, 1, 4096)
+    jobs = table1.table1.jobs_of(["X"], [1], [1], 4096)
     made_up(table1, jobs, tmp_path / "none.jsonl", lambda *_: 1000.0)
     table1.table1.main(arguments)
     assert (tmp_path / "results.md").read_text().count("Not run yet.") == 2
-    table1.table1.main([*arguments, "--steps", "4096", "--seeds", "2", "--clip-seeds", "2"])
+    table1.table1.main([*arguments, "--steps", "4096", "--seeds", "1-2", "--clip-seeds", "1-2"])
     page = (tmp_path / "results.md").read_text()
     assert "77 of 378 runs of 4,096 steps" in page  # of the whole plan, whatever was asked for
     assert "| clip 0.2 | clip 0.1 | 0.50 | too few runs |" in page
@@ -192,7 +192,7 @@ def test_what_was_not_run_is_called_so(table1, tmp_path):
 )
 def test_scores_are_shown_where_nothing_scales_them(table1, tmp_path, left_out, why):
     (tmp_path / "results.md").write_text(DOCS)
-    jobs = [job for job in table1.table1.jobs_of(["X"], 1, 1, 1_000_000) if not left_out(job.key)]
+    jobs = [job for job in table1.table1.jobs_of(["X"], [1], [1], 1_000_000) if not left_out(job.key)]
     made_up(table1, jobs, tmp_path / "some.jsonl", lambda *_: 1000.0)
     table1.table1.main(
         ["--report", "--settings", "X", "--results", str(tmp_path / "some.jsonl"), "--docs", str(tmp_path)]

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import _experiments
-from _command import STEPS, add_arguments, add_length, docs_of, finish, positive
+from _command import STEPS, add_arguments, add_length, add_seeds, finish, page_of
+from _page import Page
 from _runs import Job, Record, finished, run_jobs
 from table1_settings import SETTINGS, completed
 
 ENVIRONMENTS = ("HalfCheetah-v4", "Hopper-v4", "Walker2d-v4")
-SEEDS = 5
+SEEDS = range(1, 6)
 STANDARD_CLIP, STANDARD_EPOCHS = 0.2, 10
 # Setting X of table 1, but the value loss is not clipped: its range is the policy's, and would change with it.
 SHARED: dict[str, Any] = {**SETTINGS["X"], "clip_vloss": False}
@@ -49,16 +50,14 @@ class Runs:
     """The finished runs of some variants.
 
     Args:
-        variants, environments: in the order of the report. seeds: 1 to this many. path: of the results.
+        variants, environments: in the order of the report. path: of the results.
     """
 
     def __init__(
-        self, variants: Iterable[Variant], environments: Sequence[str], seeds: int, steps: int, path: Path
+        self, variants: Iterable[Variant], environments: Sequence[str], seeds: Iterable[int], steps: int, path: Path
     ) -> None:
         self.variants, self.environments = list(variants), environments
-        cells = [
-            (v, e, job_of(v, e, s, steps)) for s in range(1, seeds + 1) for e in environments for v in self.variants
-        ]
+        cells = [(v, e, job_of(v, e, s, steps)) for s in seeds for e in environments for v in self.variants]
         self.jobs = [job for _, _, job in cells]  # seed by seed: whatever is done is a whole table of fewer seeds
         self._path, self._cells = path, cells
         self._found: dict[tuple[Variant, str], list[Record]] = {}
@@ -97,14 +96,14 @@ def parse(doc: str | None, arguments: list[str] | None = None) -> argparse.Names
     """The command line of either."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=ENVIRONMENTS, default=list(ENVIRONMENTS), metavar="ENV")
-    parser.add_argument("--seeds", type=positive, default=SEEDS, help=f"1 to this many (default: {SEEDS})")
+    add_seeds(parser, SEEDS, f"1-{SEEDS[-1]}")
     add_length(parser)
     add_arguments(parser, "clipping.jsonl")
     return parser.parse_args(arguments)
 
 
 def run(
-    given: argparse.Namespace, variants: Sequence[Variant], section: str, write_report: Callable[[Runs, Path], None]
+    given: argparse.Namespace, variants: Sequence[Variant], section: str, write_report: Callable[[Runs, Page], None]
 ) -> None:
     """Run what is missing, unless a report is all that is wanted, and report what there is.
 
@@ -113,11 +112,10 @@ def run(
     Args:
         section: of docs/results.md. write_report: fills it.
     """
-    docs = docs_of(given, [section], full=given.steps == STEPS)
+    page = page_of(given, [section], full=given.steps == STEPS)
     wanted = Runs(variants, given.only, given.seeds, given.steps, given.results).jobs
     failures = [] if given.report else run_jobs(wanted, given.results, parallel=given.parallel)
-    if docs is not None:
-        runs = Runs(variants, ENVIRONMENTS, max(given.seeds, SEEDS), given.steps, given.results)
-        runs.read()
-        write_report(runs, docs)
+    runs = Runs(variants, ENVIRONMENTS, sorted({*given.seeds, *SEEDS}), given.steps, given.results)
+    runs.read()
+    write_report(runs, page)
     finish(failures)

@@ -1,6 +1,6 @@
 """How far does an update go? PPO's clip range against the KL from the policy that collected the data.
 
-    python bench/paper/clipping.py [--only ENV ...] [--seeds 5] [--parallel 2]
+    python bench/paper/clipping.py [--only ENV ...] [--seeds 1-5] [--parallel 2]
     python bench/paper/clipping.py --report
 
 The KL is the exact mean KL(old || new) over a rollout's observations after the update's last epoch. One call runs what
@@ -18,9 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import _pictures
 import _restraint
+from _page import Page
 from _report import provenance
 from _restraint import STANDARD_EPOCHS, Runs, clip_name, small
-from tables import fill, table
+from tables import table
 
 CLIPS = (0.05, 0.1, 0.2, 0.3, 0.5, None)
 
@@ -58,13 +59,12 @@ def draw(runs: Runs, path: Path) -> Path:
     return _pictures.save(figure, axes, path)
 
 
-def write_report(runs: Runs, docs: Path) -> None:
+def write_report(runs: Runs, page: Page) -> None:
     """The section of docs/results.md, and the picture."""
     text = f"{provenance(runs.records())}\n\n{kl_table(runs)}"
     if runs.records():
-        picture = draw(runs, docs / "images/clipping.png")
-        text += f"\n\n![KL and return by clip range](images/{picture.name})"
-    fill(docs / "results.md", "clipping", text)
+        text += page.picture("clipping.png", "KL and return by clip range", lambda path: draw(runs, path))
+    page.section("clipping", text)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

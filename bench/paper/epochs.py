@@ -1,6 +1,6 @@
 """How often may PPO use a rollout? Epochs a rollout against return at equal environment steps, clipped and not.
 
-    python bench/paper/epochs.py [--only ENV ...] [--seeds 5] [--parallel 2]
+    python bench/paper/epochs.py [--only ENV ...] [--seeds 1-5] [--parallel 2]
     python bench/paper/epochs.py --report
 
 One call runs what is missing and can be broken off at any time. Then, or with --report and nothing run, the table and
@@ -17,9 +17,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import _pictures
 import _restraint
+from _page import Page
 from _report import provenance
 from _restraint import STANDARD_CLIP, Runs, small
-from tables import fill, table
+from tables import table
 
 EPOCHS = (1, 3, 10, 20)
 CLIPS = (STANDARD_CLIP, None)
@@ -59,13 +60,12 @@ def draw(runs: Runs, path: Path) -> Path:
     return _pictures.save(figure, axes, path)
 
 
-def write_report(runs: Runs, docs: Path) -> None:
+def write_report(runs: Runs, page: Page) -> None:
     """The section of docs/results.md, and the picture."""
     text = f"{provenance(runs.records())}\n\n{score_table(runs)}"
     if runs.records():
-        picture = draw(runs, docs / "images/epochs.png")
-        text += f"\n\n![Return and KL against epochs a rollout](images/{picture.name})"
-    fill(docs / "results.md", "epochs", text)
+        text += page.picture("epochs.png", "Return and KL against epochs a rollout", lambda path: draw(runs, path))
+    page.section("epochs", text)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

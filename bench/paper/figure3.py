@@ -1,6 +1,6 @@
 """Figure 3 of Schulman et al. 2017 (arXiv 1707.06347): PPO and what it replaced, on seven MuJoCo environments.
 
-    python bench/paper/figure3.py [--algorithms ppo trpo a2c vpg] [--only ENV ...] [--seeds 5] [--parallel 2]
+    python bench/paper/figure3.py [--algorithms ppo trpo a2c vpg] [--only ENV ...] [--seeds 1-5] [--parallel 2]
     python bench/paper/figure3.py --report
 
 PPO's runs are those of Table 1 (table1.py: clip 0.2, setting X), and in its file; TRPO, A2C and the vanilla policy
@@ -16,7 +16,7 @@ import dataclasses
 import json
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,16 +27,17 @@ import a2c
 import table1
 import trpo
 import vpg
-from _command import STEPS, add_arguments, add_length, docs_of, finish, positive
+from _command import STEPS, add_arguments, add_length, add_seeds, finish, page_of
+from _page import Page
 from _report import curve_of, provenance
 from _runs import Failure, Job, Record, finished, run_jobs
 from table1_settings import ENVIRONMENTS, SETTINGS, completed
-from tables import ROOT, fill, table
+from tables import ROOT, table
 from update_cost import cost_rows, milliseconds
 
 from pyppo.plot import Curve, draw
 
-SEEDS = 5
+SEEDS = range(1, 6)
 SECTIONS = ("figure3", "figure3-cost", "figure3-settings")  # of docs/results.md
 
 
@@ -104,11 +105,13 @@ Cell = tuple[str, str]
 """An algorithm in an environment."""
 
 
-def cells_of(algorithms: Sequence[str], environments: Sequence[str], seeds: int, steps: int) -> list[tuple[Cell, Job]]:
+def cells_of(
+    algorithms: Sequence[str], environments: Sequence[str], seeds: Iterable[int], steps: int
+) -> list[tuple[Cell, Job]]:
     """Seed by seed, so that whatever is done is a whole table of fewer seeds."""
     return [
         ((name, env_id), job_of(name, env_id, seed, steps))
-        for seed in range(1, seeds + 1)
+        for seed in seeds
         for env_id in environments
         for name in algorithms
     ]
@@ -209,9 +212,8 @@ def cost_table(path: Path) -> str:
         raise SystemExit(f"--cost is {path}; it must be a file of update_cost.py: {error!r}") from error
 
 
-def write_report(runs: Runs, docs: Path, cost: Path) -> None:
+def write_report(runs: Runs, page: Page, cost: Path) -> None:
     """The sections of docs/results.md, and the picture."""
-    page = docs / "results.md"
     records = [record for of_key in runs.values() for record in of_key]
     text, costs = provenance(records), cost_table(cost)
     if records:
@@ -219,18 +221,18 @@ def write_report(runs: Runs, docs: Path, cost: Path) -> None:
     if (times := time_table(runs)) is not None:
         costs += f"\n\nOf figure 3's runs:\n\n{times}"
     if panels := curves(runs):
-        picture = draw(panels, docs / "images/figure3.png", size=(4.4, 3.0))
-        text += f"\n\n![Returns of four algorithms, mean and range over seeds](images/{picture.name})"
-    fill(page, "figure3", text)
-    fill(page, "figure3-cost", costs)
-    fill(page, "figure3-settings", settings_table())
+        caption = "Returns of four algorithms, mean and range over seeds"
+        text += page.picture("figure3.png", caption, lambda path: draw(panels, path, size=(4.4, 3.0)))
+    page.section("figure3", text)
+    page.section("figure3-cost", costs)
+    page.section("figure3-settings", settings_table())
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--algorithms", nargs="+", choices=list(ALGORITHMS), default=list(ALGORITHMS), metavar="NAME")
     parser.add_argument("--only", nargs="+", choices=ENVIRONMENTS, default=list(ENVIRONMENTS), metavar="ENV")
-    parser.add_argument("--seeds", type=positive, default=SEEDS, help=f"1 to this many (default: {SEEDS})")
+    add_seeds(parser, SEEDS, f"1-{SEEDS[-1]}")
     add_length(parser)
     add_arguments(parser, "figure3.jsonl")
     parser.add_argument("--table1", type=Path, default=ROOT / "bench/results/table1.jsonl", metavar="FILE",
@@ -241,16 +243,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     given = parse(arguments)
-    docs = docs_of(given, SECTIONS, full=given.steps == STEPS)
+    page = page_of(given, SECTIONS, full=given.steps == STEPS)
     failures: list[Failure] = []
     if not given.report:
         cells = cells_of(given.algorithms, given.only, given.seeds, given.steps)
         for path, ppo in ((given.table1, True), (given.results, False)):
             jobs = [job for (name, _), job in cells if (name == "ppo") == ppo]
             failures += run_jobs(jobs, path, parallel=given.parallel)
-    if docs is not None:
-        everything = cells_of(list(ALGORITHMS), ENVIRONMENTS, max(given.seeds, SEEDS), given.steps)
-        write_report(by_cell(everything, [given.table1, given.results]), docs, given.cost)
+    everything = cells_of(list(ALGORITHMS), ENVIRONMENTS, sorted({*given.seeds, *SEEDS}), given.steps)
+    write_report(by_cell(everything, [given.table1, given.results]), page, given.cost)
     finish(failures)
 
 

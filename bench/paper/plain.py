@@ -1,6 +1,6 @@
 """Do scores depend on this implementation? A PPO that shares no line with the library (plain_ppo.py), beside it.
 
-    python bench/paper/plain.py [--only ENV ...] [--seeds 5] [--parallel 2]
+    python bench/paper/plain.py [--only ENV ...] [--seeds 1-5] [--parallel 2]
     python bench/paper/plain.py --report
 
 The library's runs are those of Table 1, setting X, clip 0.2. One call runs what is missing and can be broken off at any
@@ -21,17 +21,17 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 import numpy as np
 import plain_ppo
 import table1
-from _command import STEPS, add_arguments, add_length, docs_of, finish, positive
+from _command import STEPS, add_arguments, add_length, add_seeds, finish, page_of
 from _common import score_text
 from _experiments import scores_text
 from _report import interval, provenance
 from _run_statistics import difference_interval
 from _runs import Job, Record, finished, run_jobs
 from _training import thinned
-from tables import ROOT, fill, table
+from tables import ROOT, table
 
 ENVIRONMENTS = ("HalfCheetah-v4", "Hopper-v4", "Walker2d-v4")
-SEEDS, MOST_SEEDS = 5, 10
+SEEDS, MOST_SEEDS = range(1, 6), range(1, 11)  # of the plain program, of the library
 OURS = ("X", "clip 0.2")
 VARIANTS: dict[str, dict[str, Any]] = {"each step": {}, "each rollout": {"warmup_steps": 256}}
 """What the statistics of observations follow; the library's, each rollout, begin with as many rows."""
@@ -64,7 +64,7 @@ def row(env_id: str, variant: str, plain: Sequence[Record], ours: Sequence[Recor
 
 def report(given: argparse.Namespace) -> str:
     """What there is, as Markdown."""
-    seeds = range(1, max(given.seeds, MOST_SEEDS) + 1)
+    seeds = sorted({*given.seeds, *MOST_SEEDS})
     lines, records = [], []
     for env_id in ENVIRONMENTS:
         ours = finished([table1.job_of(*OURS, env_id, seed, given.steps) for seed in seeds], given.table1, quiet=True)
@@ -81,7 +81,7 @@ def report(given: argparse.Namespace) -> str:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=ENVIRONMENTS, default=list(ENVIRONMENTS), metavar="ENV")
-    parser.add_argument("--seeds", type=positive, default=SEEDS, help=f"1 to this many (default: {SEEDS})")
+    add_seeds(parser, SEEDS, f"1-{SEEDS[-1]}")
     parser.add_argument("--table1", type=Path, default=ROOT / "bench/results/table1.jsonl", metavar="FILE")
     add_length(parser)
     add_arguments(parser, "plain.jsonl")
@@ -90,14 +90,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     given = parse(arguments)
-    docs = docs_of(given, ["plain"], full=given.steps == STEPS)
-    seeds = range(1, given.seeds + 1)  # seed by seed, so that whatever is done is the table of fewer
-    jobs = [
-        job_of(variant, env_id, seed, given.steps) for seed in seeds for env_id in given.only for variant in VARIANTS
+    page = page_of(given, ["plain"], full=given.steps == STEPS)
+    jobs = [  # seed by seed, so that whatever is done is the table of fewer
+        job_of(variant, env_id, seed, given.steps)
+        for seed in given.seeds
+        for env_id in given.only
+        for variant in VARIANTS
     ]
     failures = [] if given.report else run_jobs(jobs, given.results, parallel=given.parallel)
-    if docs is not None:
-        fill(docs / "results.md", "plain", report(given))
+    page.section("plain", report(given))
     finish(failures)
 
 

@@ -1,6 +1,6 @@
 """Table 1 of Schulman et al. 2017 (arXiv 1707.06347): seven MuJoCo environments, eleven surrogates, 1M steps each.
 
-    python bench/paper/table1.py [--settings X Y] [--seeds 3] [--clip-seeds 10] [--steps 1000000] [--parallel 2]
+    python bench/paper/table1.py [--settings X Y] [--seeds 1-3] [--clip-seeds 1-10] [--steps 1000000] [--parallel 2]
     python bench/paper/table1.py --report
 
 One call runs what is missing, says how long that takes, and can be broken off at any time. Runs come seed by seed, so
@@ -20,7 +20,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 
 import numpy as np
 import table1_report
-from _command import STEPS, add_arguments, add_length, docs_of, finish, positive
+from _command import STEPS, add_arguments, add_length, add_seeds, finish, page_of
 from _runs import Job, run_jobs
 from _training import train_run
 from table1_settings import CLIPS, ENVIRONMENTS, SETTINGS, VARIANTS, completed
@@ -29,7 +29,7 @@ import pyppo
 from pyppo.envpool_envs import env_spaces
 from pyppo.warmup import random_actions
 
-SEEDS, CLIP_SEEDS = 3, 10  # of all variants, of the clip variants
+SEEDS, CLIP_SEEDS = range(1, 4), range(1, 11)  # of the other variants, of the clip variants
 RANDOM_EPISODES = 100
 RANDOM_WEIGHT = 20_000.0  # in environment steps
 
@@ -66,27 +66,25 @@ def job_of(setting: str, variant: str, env_id: str, seed: int, steps: int) -> Jo
     return Job(f"{setting}/{variant}/{env_id}/s{seed}", train, arguments, float(steps), completed)
 
 
-def jobs_of(settings: Sequence[str], seeds: int, clip_seeds: int, steps: int) -> list[Job]:
+def jobs_of(settings: Sequence[str], seeds: Sequence[int], clip_seeds: Sequence[int], steps: int) -> list[Job]:
     """All runs: the random policy, then setting by setting, seed by seed, every variant in every environment."""
     jobs = [
         Job(f"random/{env_id}", random_policy, {"env_id": env_id, "episodes": RANDOM_EPISODES}, RANDOM_WEIGHT)
         for env_id in ENVIRONMENTS
     ]
     for setting in settings:
-        for seed in range(1, max(seeds, clip_seeds) + 1):
+        for seed in sorted({*seeds, *clip_seeds}):
             for variant in VARIANTS:
-                if seed > (clip_seeds if variant in CLIPS else seeds):
-                    continue
-                jobs += [job_of(setting, variant, env_id, seed, steps) for env_id in ENVIRONMENTS]
+                if seed in (clip_seeds if variant in CLIPS else seeds):
+                    jobs += [job_of(setting, variant, env_id, seed, steps) for env_id in ENVIRONMENTS]
     return jobs
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), help="default: X Y")
-    parser.add_argument("--seeds", type=positive, default=SEEDS, help=f"of every variant (default: {SEEDS})")
-    clip_seeds = f"of the clip variants (default: {CLIP_SEEDS})"
-    parser.add_argument("--clip-seeds", type=positive, default=CLIP_SEEDS, help=clip_seeds)
+    add_seeds(parser, SEEDS, f"1-{SEEDS[-1]}, of the other variants")
+    add_seeds(parser, CLIP_SEEDS, f"1-{CLIP_SEEDS[-1]}, of the clip variants", "--clip-seeds")
     add_length(parser)
     add_arguments(parser, "table1.jsonl")
     return parser.parse_args(arguments)
@@ -94,14 +92,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     given = parse(arguments)
-    docs = docs_of(given, [f"table1-{setting}" for setting in given.settings], full=given.steps == STEPS)
+    page = page_of(given, [f"table1-{setting}" for setting in given.settings], full=given.steps == STEPS)
     jobs = jobs_of(given.settings, given.seeds, given.clip_seeds, given.steps)
     failures = [] if given.report else run_jobs(jobs, given.results, parallel=given.parallel)
     # The page is of the whole plan, and of what goes beyond it, whatever was run now.
-    seeds, clip_seeds = max(given.seeds, SEEDS), max(given.clip_seeds, CLIP_SEEDS)
-    everything = jobs_of(given.settings, seeds, clip_seeds, given.steps)
-    for setting in given.settings if docs else ():
-        table1_report.write(table1_report.read(everything, given.results, setting), docs)
+    seeds, clip_seeds = {*given.seeds, *SEEDS}, {*given.clip_seeds, *CLIP_SEEDS}
+    everything = jobs_of(given.settings, sorted(seeds), sorted(clip_seeds), given.steps)
+    for setting in given.settings:
+        table1_report.write(table1_report.read(everything, given.results, setting), page)
     finish(failures)
 
 

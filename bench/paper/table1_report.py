@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 from _common import console, score_text
+from _page import Page
 from _report import curve_of, higher_or_lower, interval, plus_minus, provenance
 from _run_statistics import iqm_interval, mean_interval, probability_of_improvement
 from _runs import Job, Record, finished
 from table1_settings import CLIPS, ENVIRONMENTS, PAPER, SETTING_TITLES, VARIANTS
-from tables import fill, table
+from tables import table
 
 from pyppo.plot import draw
 
@@ -198,12 +199,11 @@ def curves(found: Table) -> dict[str, dict[str, list[Any]]]:
     return panels
 
 
-def write(found: Table, docs: Path) -> None:
-    """Fill the setting's part of results.md and draw its picture, if there is anything."""
+def write(found: Table, page: Page) -> None:
+    """The setting's part of results.md, and its picture, if there is anything."""
     text = report(found)
     if panels := curves(found):
-        picture = draw(panels, docs / f"images/table1-{found.setting}.png", size=(4.4, 3.0))
-        text += f"\n\n![Returns of four of the surrogates, mean and range over seeds](images/{picture.name})"
-        console.print(f"wrote {picture}")
-    fill(docs / "results.md", f"table1-{found.setting}", text)
+        caption = "Returns of four of the surrogates, mean and range over seeds"
+        text += page.picture(f"table1-{found.setting}.png", caption, lambda path: draw(panels, path, size=(4.4, 3.0)))
+    page.section(f"table1-{found.setting}", text)
     console.print(f"setting {found.setting}: {len(found.all_records)} of {found.asked} runs")
