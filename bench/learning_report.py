@@ -147,7 +147,8 @@ def report(done: Mapping[str, Record]) -> str:
         parts.append(
             "The engines beside each other, training scores. The same seed begins the same run on both, so those are "
             "compared one by one, and only torch's runs of other seeds are tested. p: how often the means of runs of "
-            f"one engine, divided at random into groups of these sizes, differ as much (a permutation test).\n\n{engines}"
+            "one engine, divided at random into groups of these sizes, differ as much (a permutation test)."
+            f"\n\n{engines}"
         )
     parts.append("Training scores by seed:\n\n" + table(["environment", "engine", "seeds", "scores"], seeds))
     parts.append("Settings, where they are not the defaults of `Config`:\n\n" + settings_table())

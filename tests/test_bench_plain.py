@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 
 from pyppo import reference
 
@@ -110,6 +111,121 @@ def test_its_environments_count_episodes_and_mask_resets(bench):
         before = envs.valid
     assert ended == len(envs.finished) > 10
     assert sum(envs.finished) + envs._totals.sum() == valid_steps
+
+
+class Script:
+    """EnvPool's answers of two environments, written down: one is cut off in step 2, the other ends in step 3."""
+
+    observation_space, action_space = spaces.Box(-9, 9, (1,)), spaces.Box(-1.0, 1.0, (1,))
+    obs = np.array([[1.0, -1.0], [2.0, 0.5], [4.0, 0.0], [0.5, 3.0], [1.5, -2.0], [2.5, 0.0]])[..., None]
+    rewards = np.array([[1.0, 2.0], [3.0, -1.0], [0.0, 5.0], [2.0, 0.0], [1.0, 1.0]])
+    terminated = np.array([[0, 0], [0, 0], [0, 1], [0, 0], [0, 0]], bool)
+    truncated = np.array([[0, 0], [1, 0], [0, 0], [0, 0], [0, 0]], bool)
+    valid = np.array([[1, 1], [1, 1], [0, 1], [1, 0], [1, 1]], bool)
+    """Rows before each step: the row after an end carries the reset."""
+
+    def __init__(self):
+        self.t, self.sent = 0, []
+
+    def reset(self):
+        return self.obs[0], {}
+
+    def step(self, actions):
+        t, self.t = self.t, self.t + 1
+        self.sent.append(actions)
+        return self.obs[t + 1], self.rewards[t], self.terminated[t], self.truncated[t], {}
+
+
+@pytest.fixture
+def script(bench, monkeypatch):
+    pool = Script()
+    monkeypatch.setattr(bench.plain_ppo.envpool, "make_gymnasium", lambda *_, **__: pool)
+    return pool
+
+
+def test_its_environments_step_by_step(bench, script):
+    """Flags, scales and observations, from the definitions: of all that was seen so far, valid rows alone."""
+    settings = bench.plain_ppo.Settings(num_envs=2, gamma=0.5, limit=1.5)
+    envs = bench.plain_ppo.Environments("made up", 1, settings)
+    seen, returns, running = [*Script.obs[0, :, 0]], [], np.zeros(2)
+
+    def normalised(obs):
+        return np.clip((obs - np.mean(seen)) / np.std(seen), -1.5, 1.5)
+
+    np.testing.assert_allclose(envs.obs.numpy(), normalised(Script.obs[0]), rtol=1e-3)
+    limited = 0
+    for t in range(5):
+        live = Script.valid[t]
+        assert (envs.valid == live).all()
+        rewards, terminated, truncated = envs.step(torch.tensor([[3.0], [-0.25]]))
+        assert (terminated == Script.terminated[t]).all()
+        assert (truncated == Script.truncated[t]).all()
+        for i in np.flatnonzero(live):
+            running[i] = 0.5 * running[i] + Script.rewards[t, i]
+            returns.append(running[i])
+        running[Script.terminated[t] | Script.truncated[t]] = 0.0
+        expected = np.where(live, np.clip(Script.rewards[t] / np.std(returns), -1.5, 1.5), 0.0)
+        np.testing.assert_allclose(rewards, expected, rtol=1e-3)
+        limited += (np.abs(expected) == 1.5).sum()
+        following = Script.valid[t + 1] if t < 4 else ~(terminated | truncated)
+        seen.extend(Script.obs[t + 1, following, 0])
+        np.testing.assert_allclose(envs.obs.numpy(), normalised(Script.obs[t + 1]), rtol=1e-3, atol=1e-3)
+    assert 0 < limited < 8
+    assert envs.finished == [4.0, 6.0]
+    assert np.array_equal(script.sent[0], [[1.0], [-0.25]])  # within the bounds
+
+
+def test_a_rollout_bootstraps_where_an_episode_was_cut_off(bench, script):
+    settings = bench.plain_ppo.Settings(num_envs=2, num_steps=5, gamma=0.5, gae_lambda=0.0)
+    envs = bench.plain_ppo.Environments("made up", 1, settings)
+    torch.manual_seed(0)
+    agent = bench.plain_ppo.Agent(1, 1, 4)
+    values, rewards, step = [], [], envs.step
+
+    def kept(actions):
+        values.append(agent.value(envs.obs).detach().numpy())
+        answer = step(actions)
+        rewards.append(answer[0])
+        return answer
+
+    envs.step = kept
+    obs, actions, logp, old_values, advantages, returns = bench.plain_ppo.rollout(envs, agent, settings)
+    values.append(agent.value(envs.obs).detach().numpy())
+    expected = [
+        rewards[t][i] + (0.0 if Script.terminated[t, i] else 0.5 * values[t + 1][i]) - values[t][i]
+        for t, i in np.argwhere(Script.valid)
+    ]
+    assert len(expected) == 8
+    np.testing.assert_allclose(advantages.numpy(), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(returns.numpy(), expected + old_values.numpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(logp.numpy(), agent.log_prob(obs, actions).detach().numpy(), rtol=1e-5)
+
+
+def test_its_update_limits_the_gradient(bench):
+    torch.manual_seed(0)
+    settings = bench.plain_ppo.Settings(num_minibatches=1, update_epochs=1, max_grad_norm=1e-3)
+    agent = bench.plain_ppo.Agent(2, 1, 4)
+    before = [p.detach().clone() for p in agent.parameters()]
+    obs, actions, (advantages, old_values, returns) = torch.randn(20, 2), torch.randn(20, 1), torch.randn(3, 20)
+    batch = (obs, actions, agent.log_prob(obs, actions).detach(), old_values, advantages, returns)
+    bench.plain_ppo.update(agent, torch.optim.SGD(agent.parameters(), lr=1.0), batch, settings)
+    moved = torch.cat([(p - old).flatten() for p, old in zip(agent.parameters(), before, strict=True)])
+    assert moved.norm().item() == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_its_learning_rate_falls_to_nothing(bench, monkeypatch):
+    rates, rows = [], []
+
+    def update(agent, optimizer, batch, settings):
+        rates.append(optimizer.param_groups[0]["lr"])
+        rows.append(len(batch[0]))
+
+    monkeypatch.setattr(bench.plain_ppo, "update", update)
+    settings = bench.plain_ppo.Settings(total_timesteps=400, num_envs=3, num_steps=16, learning_rate=2.0)
+    bench.plain_ppo.train("InvertedPendulum-v4", 1, settings)
+    assert rates == pytest.approx([2.0 * (1 - sum(rows[:i]) / 400) for i in range(len(rows))])
+    assert rates[0] == 2.0
+    assert rates[-1] < 0.5
 
 
 def test_statistics_fixed_in_a_rollout_begin_with_random_play(bench):

@@ -207,6 +207,25 @@ def test_the_line_search_takes_the_first_step_that_is_allowed(programs, surrogat
     assert found.backtracks == (4 if landed == 0.0 else len(tried) - 2)
 
 
+@pytest.mark.parametrize(("widened", "backtracks"), [(0.5, 0), (-0.5, 1)])
+def test_the_trust_region_is_of_the_kl_from_the_old_policy_to_the_new(programs, widened, backtracks):
+    # Of normals whose log-deviation moves by d, KL(old || new) is d + exp(-2 d) / 2 - 1 / 2 for each of two actions:
+    # 0.37 if they grow wider, 0.72 if narrower; KL(new || old) has these the other way round.
+    settings = programs["trpo"].Settings(max_kl=0.5)
+    engine = make_engine(programs, "trpo", ACTIONS["continuous"], settings=settings)
+    data, old = make_rows(engine), engine.snapshot(make_rows(engine).obs)
+    parameters = sys.modules["_loop"].flatten(engine.actor_parameters)
+    step = torch.zeros_like(parameters)
+    step[-2:] = widened  # the log-deviations are the last
+    with torch.no_grad():
+        engine.policy.log_std += widened
+        gain = engine.policy_at(data.obs).log_prob(data.actions) - data.logp
+        engine.policy.log_std -= widened
+    found = engine.search(data._replace(advantages=gain), old, step)  # so that the surrogate rises either way
+    assert found.accepted
+    assert found.backtracks == backtracks
+
+
 @both_kinds
 @pytest.mark.parametrize("seed", range(5))
 def test_a_step_of_trpo_stays_in_the_trust_region_and_improves(programs, kind, seed):
@@ -344,6 +363,31 @@ def test_the_critic_is_fitted_to_the_returns(programs):
     assert float(error.detach()) < 0.05 < first
     assert last < first
     assert all(torch.equal(p, old) for p, old in zip(engine.actor_parameters, actor, strict=True))
+
+
+def test_the_fit_reports_the_loss_before_its_steps(programs):
+    engine = make_engine(programs, "trpo", ACTIONS["discrete"])
+    data = make_rows(engine)
+    before = 0.5 * (engine.policy.value(data.obs) - data.returns).square().mean()
+    fit = programs["_loop"].CriticFit(engine, epochs=1, minibatch_size=len(data.logp), learning_rate=1e-2)
+    assert fit(data, 0) == pytest.approx(before.item())
+
+
+@both_kinds
+def test_what_an_update_did_is_measured_from_the_old_policy(programs, kind):
+    engine = make_engine(programs, "trpo", ACTIONS[kind])
+    data = make_rows(engine)
+    old = engine.snapshot(data.obs)
+    with torch.no_grad():
+        was = torch_distribution(engine, data.obs)
+        for p in engine.actor_parameters:
+            p.mul_(1.3)
+        now = torch_distribution(engine, data.obs)
+        ratio = (now.log_prob(data.actions) - was.log_prob(data.actions)).exp()
+        found = engine.compare(old, data)
+    assert found["kl"] == pytest.approx(torch.distributions.kl_divergence(was, now).mean().item())
+    assert found["approx_kl"] == pytest.approx((ratio - 1 - ratio.log()).mean().item())
+    assert found["entropy"] == pytest.approx(now.entropy().mean().item())
 
 
 def test_an_engine_of_another_kind_is_refused(programs):
