@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from _common import score_text
@@ -54,6 +55,15 @@ def higher_or_lower(probability: Interval, *groups: Strata) -> str:
     if too_few(*groups):
         return "too few runs"
     return "higher" if probability.low > 0.5 else "lower" if probability.high < 0.5 else "not told apart"
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """Names and values."""
+    texts = {
+        name: ", ".join(f"{part:g}" for part in x).join("()") if isinstance(x, (tuple, list)) else str(x)
+        for name, x in settings.items()
+    }
+    return ", ".join(f"{name} {text}" for name, text in texts.items())
 
 
 def curve_of(record: Record) -> Curve | None:

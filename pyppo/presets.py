@@ -58,9 +58,9 @@ _MUJOCO: dict[str, Any] = {
 # With the deviation that the others begin with, most seeds stay at about 1,700 (docs/results.md). Andrychowicz et al.
 # 2021, "What Matters for On-Policy Deep Actor-Critic Methods?", find a smaller one better.
 _HALF_CHEETAH: dict[str, Any] = {**_MUJOCO, "log_std_init": -1.0}
-# Once nearly every episode lasts to its limit, returns hardly differ, and advantages are mostly the critic's error.
-# Brought to deviation 1 they make full steps of it: with the others' settings the score falls from 8,800 to 5,900, and
-# with advantages as they are and smaller steps it stays above 9,000 (docs/results.md).
+# With the others' settings the score falls from 8,800 to 5,900. Once nearly every episode lasts to its limit, returns
+# hardly differ, and normalising would make full steps of the critic's error: with advantages as they are and smaller
+# steps it stays near 9,000 (docs/results.md).
 _INVERTED_DOUBLE_PENDULUM: dict[str, Any] = {**_MUJOCO, "norm_adv": "none", "learning_rate": 1e-4}
 
 # CleanRL, ppo_atari_envpool.py: Pong 20.5, BeamRider 2502, Breakout 421 after 10M steps, each of four frames.

@@ -157,6 +157,10 @@ def test_report_of_made_up_results(table1, tmp_path):
     assert by_env["fixed KL 10"][0] == "–"
     scale = {row[0]: row[1:] for row in rows if len(row) == 5}
     assert scale["Hopper-v4"] == ["10.0", "101.9", "clip 0.2", "110.0"]
+    settings = {row[0]: row[1] for row in rows if len(row) == 2}
+    assert list(settings) == ["surrogate", "--", "all", *table1.table1_settings.VARIANTS]
+    assert "num_envs 8, num_steps 256" in settings["all"]
+    assert settings["adaptive KL 0.01"] == "objective kl, kl_coef 1.0, kl_target 0.01"
     compared = {(row[0], row[1]): row[2:] for row in rows if len(row) == 4}
     assert compared["clip 0.2", "clip 0.3"] == ["1.00 [1.00, 1.00]", "higher"]
     assert ("clip 0.2", "fixed KL 10") not in compared

@@ -29,7 +29,7 @@ import trpo
 import vpg
 from _command import STEPS, add_arguments, add_length, add_seeds, finish, page_of
 from _page import Page
-from _report import curve_of, provenance
+from _report import curve_of, provenance, settings_text
 from _runs import Failure, Job, Record, finished, run_jobs
 from table1_settings import ENVIRONMENTS, SETTINGS, completed
 from tables import ROOT, table
@@ -139,7 +139,7 @@ def score_table(runs: Runs) -> str:
     for env_id in ENVIRONMENTS:
         line = [env_id]
         for name in ALGORITHMS:
-            line += [_experiments.scores_text(runs.get((name, env_id), [])), f"{PAPER[env_id][name]:g}"]
+            line += [_experiments.scoressettings_text(runs.get((name, env_id), [])), f"{PAPER[env_id][name]:g}"]
         lines.append(line)
     columns = [cell for one in ALGORITHMS.values() for cell in (f"{one.title} (seeds)", "paper's")]
     return table(["environment", *columns], lines)
@@ -170,20 +170,11 @@ def settings_table() -> str:
     programs = list(ALGORITHMS.values())
     first = {name: x for name, x in programs[0].fields.items() if name not in ("run_dir", "device", "engine")}
     alike = {name: x for name, x in first.items() if all(one.fields.get(name, ...) == x for one in programs)}
-    lines = [["all", _text(alike), "", "The same."]]
+    lines = [["all", settings_text(alike), "", "The same."]]
     for one in programs:
         own = {name: x for name, x in one.fields.items() if name not in {*alike, "run_dir", "device", "engine"}}
-        lines.append([one.title, _text(own), _text(one.settings), one.source])
+        lines.append([one.title, settings_text(own), settings_text(one.settings), one.source])
     return table(["algorithm", "of `pyppo.Config`", "its own", "from"], lines)
-
-
-def _text(settings: Mapping[str, Any]) -> str:
-    """Names and values."""
-    texts = {
-        name: ", ".join(f"{part:g}" for part in x).join("()") if isinstance(x, (tuple, list)) else str(x)
-        for name, x in settings.items()
-    }
-    return ", ".join(f"{name} {text}" for name, text in texts.items())
 
 
 def curves(runs: Runs) -> dict[str, dict[str, list[Curve]]]:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from _common import console, score_text
 from _page import Page
-from _report import curve_of, higher_or_lower, interval, plus_minus, provenance
+from _report import curve_of, higher_or_lower, interval, plus_minus, provenance, settings_text
 from _run_statistics import iqm_interval, mean_interval, probability_of_improvement
 from _runs import Job, Record, finished
-from table1_settings import CLIPS, ENVIRONMENTS, PAPER, SETTING_TITLES, VARIANTS
+from table1_settings import CLIPS, ENVIRONMENTS, PAPER, SETTING_TITLES, SETTINGS, VARIANTS
 from tables import table
 
 from pyppo.plot import draw
@@ -185,7 +185,15 @@ def report(found: Table) -> str:
     parts.append(score_table(found))
     if (compared := comparison_table(found)) is not None:
         parts.append(compared)
+    parts.append(settings_table(found.setting))
     return "\n\n".join(parts)
+
+
+def settings_table(setting: str) -> str:
+    """What all runs have, and what each surrogate has in its place; the rest is `Config`'s defaults."""
+    alike = {name: x for name, x in SETTINGS[setting].items() if name != "run_dir"}
+    lines = [["all", settings_text(alike)], *([name, settings_text(fields)] for name, fields in VARIANTS.items())]
+    return table(["surrogate", "of `pyppo.Config`"], lines)
 
 
 def curves(found: Table) -> dict[str, dict[str, list[Any]]]:

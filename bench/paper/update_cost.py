@@ -101,20 +101,22 @@ def measure(env_id: str, seconds: float, iterations: int) -> dict[str, Any]:
     """Milliseconds of each update."""
     trainer, before = collect(env_id, iterations)
     spaces = trainer.groups[0].obs_space, trainer.groups[0].action_space
-    timings = {}
+    most = trainer.config.num_steps
     steps = {name: fields["num_steps"] for name, (_, fields, _) in CONTENDERS.items()}
-    same = dict.fromkeys(CONTENDERS, trainer.config.num_steps)
-    for what, lengths in (("same", same), ("own", steps)):
-        rollouts = {length: first_steps(trainer.rollout, length, *spaces) for length in set(lengths.values())}
-        updates = {name: make_update(name, trainer, before, rollouts[lengths[name]]) for name in CONTENDERS}
-        check(updates)
-        timings[what] = alternate(updates, seconds=seconds / 2)
+    rollouts = {length: first_steps(trainer.rollout, length, *spaces) for length in {most, *steps.values()}}
+    # All in turn, on rollouts of either length; what has the same length in both is timed once.
+    cells = {(name, length) for name in CONTENDERS for length in (most, steps[name])}
+    updates = {
+        f"{name}, {length}": make_update(name, trainer, before, rollouts[length]) for name, length in sorted(cells)
+    }
+    check(updates)
+    timings = alternate(updates, seconds=seconds)
     num_envs, rows = trainer.config.num_envs, []
     for name, (title, _, _) in CONTENDERS.items():
-        own_rows, own = num_envs * steps[name], timings["own"][name].median
-        rows.append({"name": name, "title": title, "same_ms": 1e3 * timings["same"][name].median,
+        own_rows, own = num_envs * steps[name], timings[f"{name}, {steps[name]}"].median
+        rows.append({"name": name, "title": title, "same_ms": 1e3 * timings[f"{name}, {most}"].median,
                      "own_rows": own_rows, "own_ms": 1e3 * own, "own_seconds_1m": own * 1e6 / own_rows})  # fmt: skip
-    samples = min(timing.samples for found in timings.values() for timing in found.values())
+    samples = min(timing.samples for timing in timings.values())
     return {"env_id": env_id, "rows_same": trainer.config.batch_size, "samples": samples, "rows": rows}
 
 
