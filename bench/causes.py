@@ -66,6 +66,7 @@ QUESTIONS: dict[str, Question] = {
         "advantages normalised by batch": {"norm_adv": "batch"},
         "constant learning rate": {"anneal_lr": False},
     }),
+    "pendulum": Question("Pendulum-v1", {"learning rate 1e-3": {"learning_rate": 1e-3}, "5e-4: the preset": {}}),
     "catch": Question("Catch", {"learning rate 1e-3": {"learning_rate": 1e-3}, "2.5e-3: the suite's": {}}),
 }
 # fmt: on

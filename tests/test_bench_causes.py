@@ -22,7 +22,7 @@ def bench(monkeypatch):
     return types.SimpleNamespace(**{name: importlib.import_module(name) for name in ("causes", "learning", "suite")})
 
 
-@pytest.mark.parametrize("name", ["swimmer", "inverted-double-pendulum", "halfcheetah", "catch"])
+@pytest.mark.parametrize("name", ["swimmer", "inverted-double-pendulum", "halfcheetah", "pendulum", "catch"])
 def test_a_variant_changes_what_it_says_and_nothing_else(bench, name):
     question = bench.causes.QUESTIONS[name]
     task = next(task for task in bench.suite.SUITE if task.env_id == question.env_id)
