@@ -33,7 +33,7 @@ _LUNAR_LANDER: dict[str, Any] = {
     "ent_coef": 0.01,
 }
 # The Zoo trains 100k steps with state-dependent noise at a rate of 1e-3; plain Gaussian noise takes longer, and half of
-# that rate ends higher (docs/results.md).
+# that rate evaluates higher (docs/results.md).
 _PENDULUM: dict[str, Any] = {
     **_ZOO,
     "total_timesteps": 300_000,

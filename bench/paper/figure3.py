@@ -139,7 +139,7 @@ def score_table(runs: Runs) -> str:
     for env_id in ENVIRONMENTS:
         line = [env_id]
         for name in ALGORITHMS:
-            line += [_experiments.scoressettings_text(runs.get((name, env_id), [])), f"{PAPER[env_id][name]:g}"]
+            line += [_experiments.scores_text(runs.get((name, env_id), [])), f"{PAPER[env_id][name]:g}"]
         lines.append(line)
     columns = [cell for one in ALGORITHMS.values() for cell in (f"{one.title} (seeds)", "paper's")]
     return table(["environment", *columns], lines)
