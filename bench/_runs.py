@@ -5,7 +5,8 @@
     results = {key: record["result"] for key, record in finished(jobs, Path("results.jsonl")).items()}
 
 The file has one JSON object a line: key, arguments, result, seconds, cpu_seconds (of its process), finished (date),
-commit, extension (SHA-256 of the compiled one), machine. A job is done if a line has its key and its arguments, so
+commit, extension (SHA-256 of the compiled one), machine (its cores and threads are the run's share), parallel (runs at
+a time). A job is done if a line has its key and its arguments, so
 changed settings are new runs. Changed code makes none: the line says which commit it was, and to run again is to delete
 it. What is broken off leaves no line; a line that is only half there counts for nothing. Several calls may work on one
 file: each job is locked by who runs it.
@@ -198,7 +199,7 @@ class _Running:
     slot: int
     """Which share of the cores is its own."""
     facts: Mapping[str, Any]
-    """Commit, extension and machine as they were when the process began: what it imports, and what ran beside it."""
+    """Commit, extension, machine and `parallel` when the process began: what it imports, and what ran beside it."""
 
 
 class _Queue:
@@ -239,10 +240,12 @@ class _Queue:
         ours, theirs = spawn.Pipe(duplex=False)
         process = spawn.Process(target=_child.call, args=(theirs, job.function, dict(job.arguments)), daemon=True)
         slot = min(set(range(self.parallel)) - {one.slot for one in self._running.values()})
-        with _inherited_cores(slot, self.parallel):
+        with _inherited_cores(slot, self.parallel) as cores:
             process.start()
         theirs.close()
-        facts = {"commit": commit(), "extension": extension(), "machine": machine()}
+        threads = int(os.environ[_THREADS[0]])
+        shared = machine() | {"cores": len(cores), "kernel_threads": threads, "torch_threads": threads}
+        facts = {"commit": commit(), "extension": extension(), "machine": shared, "parallel": self.parallel}
         self._running[ours] = _Running(job, process, time.perf_counter(), slot, facts)
 
     def _finish(self, connection: Connection) -> None:
@@ -277,13 +280,13 @@ class _Queue:
 
 
 @contextmanager
-def _inherited_cores(slot: int, parallel: int) -> Iterator[None]:
+def _inherited_cores(slot: int, parallel: int) -> Iterator[Sequence[int]]:
     """New processes may use one of `parallel` shares of the cores; all of them where there are fewer cores."""
     before = os.sched_getaffinity(0)
-    share = sorted(before)[slot::parallel] if parallel <= len(before) else before
+    share = sorted(before)[slot::parallel] if parallel <= len(before) else sorted(before)
     os.sched_setaffinity(0, share)
     try:
-        yield
+        yield share
     finally:
         os.sched_setaffinity(0, before)
 
@@ -349,12 +352,12 @@ def duration(seconds: float) -> str:
 
 
 def commit() -> str:
-    """The checkout's commit, with "+" where code has changed since; "unknown" outside of one."""
+    """The checkout's commit, with "+" where code has changed or come since; "unknown" outside of one."""
     here = Path(__file__).parent
     try:
         run = {"cwd": here, "check": True, "capture_output": True, "text": True}
         name = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], **run).stdout.strip()
-        changed = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no", "--", *_CODE], **run).stdout
+        changed = subprocess.run(["git", "status", "--porcelain", "--", *_CODE], **run).stdout
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return name + ("+" if changed.strip() else "")
