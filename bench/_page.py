@@ -20,7 +20,9 @@ class Page:
         if self.folder is None:
             console.print(text, markup=False, soft_wrap=True)
         else:
-            fill(self.folder / "results.md", name, text)
+            page = self.folder / "results.md"
+            fill(page, name, text)
+            console.print(f"wrote {name!r} of {page}", markup=False)
 
     def picture(self, name: str, caption: str, draw: Callable[[Path], Path]) -> str:
         """What shows a picture in a section, to be put behind its text.

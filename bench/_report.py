@@ -41,6 +41,19 @@ def too_few(*groups: Strata) -> bool:
     return min(len(runs) for strata in groups for runs in strata) < LEAST_RUNS
 
 
+def seeds_title(what: str, seeds: Sequence[int]) -> str:
+    """Of a column of single scores."""
+    return f"{what}, seeds {', '.join(map(str, seeds))}" if seeds else what
+
+
+def by_seed(seeds: Sequence[int], scores: Mapping[int, float | None]) -> str:
+    """Single scores in the order of `seeds`; a dash where there is no run, or none of its episodes ended."""
+    found = [scores.get(seed) for seed in seeds]
+    if all(score is None for score in found):
+        return "–"
+    return ", ".join("–" if score is None else score_text(score) for score in found)
+
+
 def count_text(records: Sequence[Record]) -> str:
     """How many runs there are, how many of them diverged, and how many of those before an episode had ended."""
     results = [record["result"] for record in records]
@@ -54,7 +67,8 @@ def higher_or_lower(probability: Interval, *groups: Strata) -> str:
     """What the interval of a probability of improvement says, of these runs."""
     if too_few(*groups):
         return "too few runs"
-    return "higher" if probability.low > 0.5 else "lower" if probability.high < 0.5 else "not told apart"
+    low, high = round(probability.low, 2), round(probability.high, 2)  # as they are shown
+    return "higher" if low > 0.5 else "lower" if high < 0.5 else "not told apart"
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:
@@ -77,6 +91,19 @@ def curve_of(record: Record) -> Curve | None:
     return np.array([*steps, end]), np.array([*returns, returns[-1]])
 
 
+def panels(lines: Iterable[tuple[str, str, Sequence[Record]]]) -> dict[str, dict[str, list[Curve]]]:
+    """What `pyppo.plot.draw` takes: a panel an environment, in it a line a name, with the number of its runs.
+
+    Args:
+        lines: environment, name, runs; those without a curve are left out.
+    """
+    found: dict[str, dict[str, list[Curve]]] = {}
+    for env_id, name, runs in lines:
+        if curves := [curve for curve in map(curve_of, runs) if curve is not None]:
+            found.setdefault(env_id, {})[f"{name} ({len(curves)})"] = curves
+    return found
+
+
 def elapsed(records: Iterable[Record]) -> float:
     """Seconds in which at least one of the runs was going on."""
     spans = []
@@ -97,7 +124,8 @@ def provenance(records: Iterable[Record]) -> str:
     if not records:
         return "Not run yet."
     dates = sorted({record["finished"][:10] for record in records if "finished" in record})
-    commits = sorted({record["commit"] for record in records if "commit" in record})
+    in_order = sorted(records, key=lambda record: record.get("finished", ""))
+    commits = dict.fromkeys(record["commit"] for record in in_order if "commit" in record)
     machines = sorted({_machine(record) for record in records if "machine" in record})
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}" if dates else "no date"
     took = duration(sum(record.get("cpu_seconds", 0.0) for record in records))
@@ -109,4 +137,5 @@ def provenance(records: Iterable[Record]) -> str:
 def _machine(record: Record) -> str:
     facts = record["machine"]
     cores = f"{facts['cores']} core{'s' if facts['cores'] > 1 else ''}"
-    return f"{facts['cpu']}, {cores}, {facts['cpu_capability']} kernels, torch {facts['torch']}"
+    beside = f", {record['parallel']} runs at a time" if "parallel" in record else ""
+    return f"{facts['cpu']}, {cores}{beside}, {facts['cpu_capability']} kernels, torch {facts['torch']}"

@@ -1,4 +1,4 @@
-"""A queue of training runs that can be broken off and gone on with: results are appended to a file as they come.
+"""A queue of training runs that can be interrupted and continued: results are appended to a file as they come.
 
     jobs = [Job(f"CartPole-v1/s{seed}", train, {"env_id": "CartPole-v1", "seed": seed}) for seed in (1, 2, 3)]
     failures = run_jobs(jobs, Path("results.jsonl"), parallel=2)
@@ -49,14 +49,14 @@ class Job:
         function: a function of a module's top level, called in a process of its own; it returns JSON values.
         arguments: its keyword arguments, JSON values.
         weight: how long it takes, in any unit that all jobs share (environment steps, say); for the time left.
-        completed: from the arguments of an older record, which may lack what was added since, to those of today.
+        upgrade: from the arguments of an older record, which may lack what was added since, to those of today.
     """
 
     key: str
     function: Callable[..., Mapping[str, Any]]
     arguments: Mapping[str, Any] = field(default_factory=dict)
     weight: float = 1.0
-    completed: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
+    upgrade: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
 
     @property
     def identity(self) -> str:
@@ -94,7 +94,8 @@ def _parse(line: str) -> Record | None:
         record = json.loads(line)
     except json.JSONDecodeError:
         return None
-    whole = isinstance(record, dict) and {"key", "arguments", "result", "seconds"} <= record.keys()
+    kinds = {"key": str, "arguments": dict, "result": dict, "seconds": (int, float)}
+    whole = isinstance(record, dict) and all(isinstance(record.get(name), kind) for name, kind in kinds.items())
     return record if whole else None
 
 
@@ -104,9 +105,18 @@ def finished(jobs: Sequence[Job], path: Path, *, quiet: bool = False) -> dict[st
     found = {}
     for record in read_records(path, quiet=quiet):
         job = wanted.get(record["key"])
-        if job is not None and _identity(job.key, job.completed(record["arguments"])) == job.identity:
+        if job is not None and _is_of(job, record):
             found[job.key] = record
     return {key: found[key] for key in wanted if key in found}
+
+
+def _is_of(job: Job, record: Record) -> bool:
+    """Whether a record of the job's key is of its arguments too."""
+    try:
+        arguments = job.upgrade(record["arguments"])
+    except (KeyError, TypeError, ValueError):  # another program's, whose arguments mean nothing here
+        return False
+    return _identity(job.key, arguments) == job.identity
 
 
 class _Locks:

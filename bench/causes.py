@@ -17,9 +17,10 @@ from typing import Any
 
 import learning
 from _command import add_arguments, add_seeds, finish, page_of
-from _common import console, score_text
-from _report import plus_minus, provenance
+from _common import console
+from _report import by_seed, plus_minus, provenance, seeds_title
 from _runs import Job, Record, finished, run_jobs
+from learning_report import seed_of
 from suite import SUITE
 from tables import table
 
@@ -79,23 +80,24 @@ def jobs_of(question: Question, title: str, seeds: Sequence[int]) -> list[Job]:
     return learning.jobs_of([changed], "auto", seeds, None)
 
 
-def row(title: str, runs: Sequence[Record]) -> list[str]:
-    """A line of a question's table."""
+def row(title: str, runs: Sequence[Record], seeds: Sequence[int]) -> list[str]:
+    """A line of a question's table; `seeds` are those of its column of single scores."""
     results = [record["result"] for record in runs]
 
     def mean(name: str) -> str:
         return plus_minus([one[name] for one in results if one[name] is not None])
 
-    each = ", ".join("–" if one["score"] is None else score_text(one["score"]) for one in results)
-    return [title, mean("score"), mean("best"), mean("evaluation"), each or "–"]
+    each = by_seed(seeds, {seed_of(record): record["result"]["score"] for record in runs})
+    return [title, mean("score"), mean("best"), mean("evaluation"), each]
 
 
 def report(question: Question, path: Path, seeds: Sequence[int]) -> str:
     """What was run for a question, as Markdown."""
     found = {title: list(finished(jobs_of(question, title, seeds), path).values()) for title in question.variants}
-    columns = [question.env_id, "training", "highest on the way", "evaluation", "training, seeds 1, 2, …"]
     records = [record for runs in found.values() for record in runs]
-    return f"{provenance(records)}\n\n{table(columns, [row(title, runs) for title, runs in found.items()])}"
+    shown = sorted({seed_of(record) for record in records})
+    columns = [question.env_id, "training", "highest on the way", "evaluation", seeds_title("training", shown)]
+    return f"{provenance(records)}\n\n{table(columns, [row(title, runs, shown) for title, runs in found.items()])}"
 
 
 def section(name: str) -> str:

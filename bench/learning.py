@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import learning_report
-from _command import add_arguments, add_seeds, finish, page_of, positive
+from _command import add_arguments, add_seeds, check_writable, count, finish, page_of, positive
 from _common import console, machine, parse_fields, score_text, show_facts, show_table, write_json
 from _runs import Job, finished, read_records, run_jobs
 from _training import train_run
@@ -71,14 +71,21 @@ def jobs_of(tasks: Sequence[Task], engine: Any, seeds: Sequence[int] | None, ste
                 config = config_of(task, which, seed, steps)
                 arguments = {"config": config.to_dict(), "episodes": EPISODES}
                 key = f"{task.env_id}/{which}/s{seed}"
-                jobs.append(Job(key, train, arguments, float(config.total_timesteps), completed))
+                jobs.append(Job(key, train, arguments, float(config.total_timesteps), upgraded))
     return jobs
 
 
-def completed(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def upgraded(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """A run's arguments with the fields that `Config` did not have yet: their defaults are what there was before."""
     defaults = pyppo.Config(env_id=arguments["config"]["env_id"]).to_dict()
     return {**arguments, "config": {**defaults, **arguments["config"]}}
+
+
+def seeds_in(path: Path) -> list[int]:
+    """The seeds of a results file's runs."""
+    configs = [record["arguments"].get("config") for record in read_records(path, quiet=True)]
+    found = [config.get("seed") for config in configs if isinstance(config, dict)]
+    return sorted({seed for seed in found if isinstance(seed, int)})
 
 
 def run_suite(given: argparse.Namespace) -> None:
@@ -99,8 +106,11 @@ def run_suite(given: argparse.Namespace) -> None:
     jobs = jobs_of(tasks, given.engine, given.seeds, given.steps)
     failures = [] if given.report else run_jobs(jobs, given.results, parallel=given.parallel)
     # Of all environments, engines and seeds, whatever was run now.
-    seeds = sorted({record["arguments"]["config"]["seed"] for record in read_records(given.results, quiet=True)})
-    every = [job for engine in ("native", "torch") for job in jobs_of(SUITE, engine, seeds, given.steps)]
+    every = [
+        job
+        for engine in learning_report.ENGINES
+        for job in jobs_of(SUITE, engine, seeds_in(given.results), given.steps)
+    ]
     learning_report.write(finished(every, given.results), page)
     finish(failures)
 
@@ -131,7 +141,11 @@ def show(env_id: str, runs: Sequence[Mapping[str, Any]], summary: Mapping[str, A
         sizes = [f"{one['steps']:,}", f"{one['seconds']:.0f}", solved, one["sha256"][:12]]
         score = "–" if one["score"] is None else score_text(one["score"])
         rows.append([str(one["seed"]), score, evaluation, *sizes])
-    show_table(env_id, ["seed", "score", "evaluation", "steps", "seconds", "solved after", "parameters"], rows)
+    show_table(
+        env_id,
+        ["seed", "score", "evaluation", "steps", "seconds of training", "solved after (with set-up)", "parameters"],
+        rows,
+    )
     mean, std, least, most = (score_text(summary[key]) for key in ("mean", "std", "least", "most"))
     line = f"{env_id}: {mean} ± {std} over {len(runs)} seeds (least {least}, most {most})"
     if at_least is not None:
@@ -143,9 +157,13 @@ def show(env_id: str, runs: Sequence[Mapping[str, Any]], summary: Mapping[str, A
 
 
 def run_one(given: argparse.Namespace) -> None:
-    if given.only or given.report:
-        raise SystemExit("--only and --report are of the suite; leave the environment out")
+    if given.only or given.report or given.docs or given.results != given.standard["results"]:
+        raise SystemExit("--only, --report, --results and --docs are of the suite; leave the environment out")
     fields = {"engine": given.engine, **parse_fields(given.set)}
+    if "seed" in fields:
+        raise SystemExit(f"--set has seed={fields['seed']!r}; seeds are what --seeds takes")
+    check_writable("--kept", given.kept)
+    check_writable("--json", given.json)
     if given.steps is not None:
         fields["total_timesteps"] = given.steps
     try:
@@ -159,7 +177,7 @@ def run_one(given: argparse.Namespace) -> None:
     jobs = []
     for seed in given.seeds or (1, 2, 3):
         arguments = {"config": config.replace(seed=seed).to_dict(), "episodes": given.evaluate, "solved": given.solved}
-        jobs.append(Job(f"{given.env}/s{seed}", train, arguments, float(config.total_timesteps), completed))
+        jobs.append(Job(f"{given.env}/s{seed}", train, arguments, float(config.total_timesteps), upgraded))
     with tempfile.TemporaryDirectory() as folder:
         results = given.kept or Path(folder) / "runs.jsonl"
         failures = run_jobs(jobs, results, parallel=given.parallel)
@@ -183,11 +201,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--engine", choices=("auto", "native", "torch"), default="auto", help="default: auto")
     parser.add_argument("--steps", type=positive, help="in place of the environments' own total_timesteps")
     add_arguments(parser, "suite.jsonl")
-    parser.add_argument("--only", nargs="+", metavar="ENV", help="of the suite's environments")
+    parser.add_argument("--only", nargs="+", metavar="ENV", help="only these environments of the suite")
     one = parser.add_argument_group("one environment")
-    one.add_argument("--kept", type=Path, metavar="FILE", help="of its runs; without it they are not kept")
+    one.add_argument("--kept", type=Path, metavar="FILE", help="where its runs are kept; by default nowhere")
     one.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="fields of Config")
-    one.add_argument("--evaluate", type=int, default=0, metavar="EPISODES", help="also evaluate each policy")
+    one.add_argument("--evaluate", type=count, default=0, metavar="EPISODES", help="also evaluate each policy")
     one.add_argument("--at-least", type=float, metavar="SCORE", help="count the seeds that reach it")
     one.add_argument("--solved", type=float, metavar="SCORE", help="say when it was first reached")
     one.add_argument("--json", type=Path, metavar="FILE", help="write the scores")

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from _common import console, score_text
 from _page import Page
-from _report import count_text, curve_of, interval, plus_minus, provenance, too_few
+from _report import count_text, interval, panels, plus_minus, provenance, settings_text, too_few
 from _run_statistics import difference_interval, iqm_interval, mean_std, permutation_p
 from _runs import Record
 from suite import SUITE, Task, config_of, engine_of
 from tables import table
 
 from pyppo import Config
-from pyppo.plot import Curve, draw
+from pyppo.plot import draw
 
 ENGINES = ("native", "torch")
 
@@ -60,21 +60,20 @@ def gate_text(task: Task) -> str:
 def row(task: Task, engine: str, runs: Sequence[Record]) -> list[str]:
     """A line of the table."""
     training, evaluation = scores_of(runs, "training"), scores_of(runs, "evaluation")
-    middle = "–"
-    if training:
-        middle = interval(iqm_interval([training]), [training], text=score_text)
+    gated = training if task.of == "training" else evaluation
+    middle = interval(iqm_interval([gated]), [gated], text=score_text) if gated else "–"
     clock, seconds = (float(np.median([record[name] for record in runs])) for name in ("seconds", "cpu_seconds"))
     speed = float(np.median([record["result"]["sps"] for record in runs]))
     kernels = ", ".join(sorted({record["machine"]["cpu_capability"] for record in runs}))
     steps = runs[0]["arguments"]["config"]["total_timesteps"]
-    scores = [plus_minus(training), middle, plus_minus(evaluation)]
+    scores = [plus_minus(training), plus_minus(evaluation), middle]
     return [task.env_id, engine, f"{steps:,}", count_text(runs), *scores, task.reference, gate_text(task),
             verdict(task, runs), kernels, f"{clock:.0f}", f"{seconds:.0f}", f"{speed:,.0f}"]  # fmt: skip
 
 
 COLUMNS = (
-    "environment", "engine", "steps", "runs", "training", "interquartile mean [95 %]", "evaluation", "reference",
-    "gate", "reached", "kernels", "seconds a run", "CPU seconds", "steps/s in training",
+    "environment", "engine", "steps", "runs", "training", "evaluation", "the gate's, interquartile mean [95 %]",
+    "reference", "gate", "reached", "kernels", "seconds a run", "CPU seconds", "steps/s in training",
 )  # fmt: skip
 
 
@@ -115,12 +114,8 @@ def settings_table() -> str:
         config = config_of(task, "native" if task.native else "torch", 1).to_dict()
         plain = Config(env_id=task.env_id, engine=config["engine"], run_dir=None).to_dict()
         changed = {name: x for name, x in config.items() if x != plain[name]}
-        lines.append([task.env_id, ", ".join(f"{name} {_value(x)}" for name, x in changed.items())])
+        lines.append([task.env_id, settings_text(changed)])
     return table(["environment", "settings"], lines)
-
-
-def _value(x: object) -> str:
-    return " x ".join(map(str, x)) if isinstance(x, list) else f"{x:g}" if isinstance(x, float) else str(x)
 
 
 def report(done: Mapping[str, Record]) -> str:
@@ -155,23 +150,12 @@ def report(done: Mapping[str, Record]) -> str:
     return "\n\n".join(parts)
 
 
-def curves(done: Mapping[str, Record]) -> dict[str, dict[str, list[Curve]]]:
-    """A panel an environment, a line an engine."""
-    panels: dict[str, dict[str, list[Curve]]] = {}
-    for task in SUITE:
-        for engine in ENGINES:
-            found = map(curve_of, runs_of(done, task, engine))
-            if lines := [curve for curve in found if curve is not None]:
-                panels.setdefault(task.env_id, {})[f"{engine} ({len(lines)})"] = lines
-    return panels
-
-
 def write(done: Mapping[str, Record], page: Page) -> None:
     """The suite's part of results.md, and its picture."""
     text = report(done)
-    if panels := curves(done):
+    if drawn := panels((task.env_id, engine, runs_of(done, task, engine)) for task in SUITE for engine in ENGINES):
         caption = "Mean and range over seeds of each environment's return"
-        text += page.picture("suite.png", caption, lambda path: draw(panels, path, size=(4.4, 3.0)))
+        text += page.picture("suite.png", caption, lambda path: draw(drawn, path, size=(4.4, 3.0)))
     page.section("suite", text)
     for task in SUITE:
         for engine in ENGINES:

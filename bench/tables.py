@@ -8,7 +8,9 @@ A table goes between <!-- NAME --> and <!-- /NAME -->; what stood there goes. Fi
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -133,11 +135,18 @@ def has_marks(path: Path, name: str) -> bool:
 
 
 def fill(path: Path, name: str, text: str) -> None:
-    """Put `text` between the marks of that name."""
-    page, count = _section(name).subn(lambda _: f"<!-- {name} -->\n{text}\n<!-- /{name} -->", path.read_text())
-    if count != 1:
-        raise ValueError(f"{path} has the marks <!-- {name} --> {count} times; it must have them once")
-    path.write_text(page)
+    """Put `text` between the marks of that name; several programs may do so at once, and none leaves half a page."""
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        page, count = _section(name).subn(lambda _: f"<!-- {name} -->\n{text}\n<!-- /{name} -->", path.read_text())
+        if count != 1:
+            raise ValueError(f"{path} has the marks <!-- {name} --> {count} times; it must have them once")
+        beside = path.with_name(path.name + ".new")
+        beside.write_text(page)
+        beside.replace(path)
+    finally:
+        os.close(folder)
 
 
 def _section(name: str) -> re.Pattern[str]:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import json
 import types
 from pathlib import Path
 
 import pytest
+from bench_records import in_place_of_run_jobs
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 # A source distribution carries the tests and not what they look at here.
 pytestmark = pytest.mark.skipif(not BENCH.is_dir(), reason="needs the repository")
-MACHINE = {"cpu": "a CPU", "cores": 2, "cpu_capability": "avx2", "torch": "2.13"}
 
 
 @pytest.fixture
@@ -45,18 +44,12 @@ def test_a_variant_changes_what_it_says_and_nothing_else(bench, name):
 def test_runs_variant_by_variant_and_reports_all(bench, tmp_path, monkeypatch):
     causes = bench.causes
     question = causes.QUESTIONS["swimmer"]
-    asked = []
 
-    def run_jobs(jobs, path, parallel):
-        asked.extend(job.key for job in jobs)
-        result = {"score": 50.0, "best": 60.0, "evaluation": 55.0}
-        facts = {"seconds": 9.0, "finished": "2026-11-23T01:00:00+00:00", "commit": "abc", "machine": MACHINE}
-        with path.open("a") as file:
-            for i, job in enumerate(jobs):
-                found = {**result, "score": None if i == 1 else 50.0 + 2 * i}
-                file.write(json.dumps({"key": job.key, "arguments": job.arguments, "result": found, **facts}) + "\n")
-        return []
+    def result(job):
+        seed = job.arguments["config"]["seed"]
+        return {"score": None if seed == 2 else 48.0 + 2 * seed, "best": 60.0, "evaluation": 55.0}
 
+    asked, run_jobs = in_place_of_run_jobs(result)
     monkeypatch.setattr(causes, "run_jobs", run_jobs)
     page = tmp_path / "results.md"
     page.write_text("".join(f"<!-- cause-{name} -->\n<!-- /cause-{name} -->\n" for name in causes.QUESTIONS))
@@ -64,6 +57,7 @@ def test_runs_variant_by_variant_and_reports_all(bench, tmp_path, monkeypatch):
     assert asked == [f"Swimmer-v4/native/s{seed}" for _ in question.variants for seed in (1, 2, 3)]
     text = page.read_text().split("<!-- cause-swimmer -->")[1].split("<!-- /")[0]
     assert "9 runs, 2026-11-23, commit abc" in text
+    assert "| training, seeds 1, 2, 3 |" in text
     assert "| γ 0.999 | 52.0 ± 2.0 | 60.0 ± 0.0 | 55.0 ± 0.0 | 50.0, –, 54.0 |" in text
     assert "Not run yet" in page.read_text().split("<!-- cause-catch -->")[1]
     beyond = question.seeds + 2  # the page has what goes beyond the plan

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import types
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import probes
 import pytest
 import torch
+from bench_records import MACHINE, in_place_of_run_jobs, write_records
 
 from pyppo import Config, Trainer
 
@@ -18,7 +20,6 @@ BENCH = Path(__file__).resolve().parents[1] / "bench"
 # A source distribution carries the tests and not what they look at here.
 pytestmark = pytest.mark.skipif(not BENCH.is_dir(), reason="needs the repository")
 
-CPU = {"cpu": "a CPU", "cores": 2, "cpu_capability": "avx2", "torch": "2.13"}
 MARKS = ("figure3", "figure3-cost", "figure3-settings", "epochs", "clipping")
 DOCS = "# Results\n" + "".join(f"<!-- {name} -->\n<!-- /{name} -->\n" for name in MARKS)
 SMALL = {"num_envs": 8, "num_steps": 16, "num_minibatches": 4, "update_epochs": 3, "hidden_sizes": (16,)}
@@ -30,7 +31,7 @@ def paper(monkeypatch):
     pytest.importorskip("envpool")
     monkeypatch.syspath_prepend(str(BENCH))
     monkeypatch.syspath_prepend(str(BENCH / "paper"))
-    names = ("figure3", "epochs", "clipping", "update_cost", "_restraint", "_experiments", "_loop", "table1",
+    names = ("figure3", "epochs", "clipping", "update_cost", "_clips_and_epochs", "_experiments", "_loop", "table1",
              "table1_settings")  # fmt: skip
     return types.SimpleNamespace(**{name.strip("_"): importlib.import_module(name) for name in names})
 
@@ -39,14 +40,6 @@ def paper(monkeypatch):
 def docs(tmp_path):
     (tmp_path / "results.md").write_text(DOCS)
     return tmp_path
-
-
-def write_results(path, jobs, result):
-    """A results file in which `result(job)` is each job's; None leaves it out."""
-    facts = {"seconds": 60.0, "finished": "2026-11-23T01:00:00+00:00", "commit": "abc", "machine": CPU}
-    found = [(job, result(job)) for job in jobs]
-    records = [{"key": j.key, "arguments": j.arguments, "result": r, **facts} for j, r in found if r is not None]
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
 def section(page, name):
@@ -100,15 +93,36 @@ def test_measuring_changes_nothing_and_is_the_engines_own_kl(paper, kind):
 
 
 def test_a_measured_run(paper):
-    fields = {**paper.restraint.fields_of((2, 0.2), 600), "num_steps": 32, "num_minibatches": 4}
+    fields = {**paper.clips_and_epochs.fields_of((2, 0.2), 600), "num_steps": 32, "num_minibatches": 4}
     found = paper.experiments.run_measured("InvertedPendulum-v4", 1, fields)
     assert found["diverged"] is None
     assert found["engine"] == "native"
-    assert 0 < found["kl"] <= found["kl_high"]
+    assert 0 < found["kl"] < found["kl_high"]
+    assert found["best"] == pytest.approx(max(found["curve"][1]), abs=1e-4)
     assert 0 <= found["clip_fraction"] <= 1
     steps, kl = found["kl_curve"]
     assert len(steps) == len(kl) == -(-600 // (steps[1] - steps[0]))
     json.dumps(found, allow_nan=False)
+
+
+def test_the_statistics_of_a_measured_run(paper, monkeypatch):
+    """The median, what one update in ten exceeded, and a curve in which a single update's KL is no spike."""
+    kl = [0.01] * 85 + [0.5] + [0.01] * 5 + [math.nan] + [0.2] * 9
+
+    def train_run(config, callbacks, make):
+        for step, x in enumerate(kl):
+            callbacks[0]({"step": step, "kl": x, "approx_kl": 2 * x, "clip_fraction": 0.1})
+        return {}
+
+    monkeypatch.setattr(paper.experiments, "train_run", train_run)
+    found = paper.experiments.run_measured("InvertedPendulum-v4", 1, {})
+    assert found["kl"] == 0.01
+    assert found["approx_kl"] == 0.02
+    assert found["kl_high"] == pytest.approx(np.quantile([x for x in kl if x == x], 0.9))
+    assert 0.5 not in found["kl_curve"][1]
+    assert found["kl_curve"][1][0] == 0.01
+    assert found["kl_curve"][1][-1] == 0.2
+    assert np.isfinite(found["kl_curve"]).all()
 
 
 @pytest.mark.parametrize("name", ["a2c", "trpo", "vpg"])
@@ -137,7 +151,7 @@ def test_figure_3_is_run_seed_by_seed(paper):
         for env_id in ("Hopper-v4", "Reacher-v4")
         for name in ("X/clip 0.2", "trpo")
     ]
-    table1 = {job.identity for job in paper.table1.jobs_of(["X"], (1,), (1, 2), 1000)}
+    table1 = {job.identity for job in paper.table1.jobs_of(["X"], ["Hopper-v4", "Reacher-v4"], (1,), (1, 2), 1000)}
     assert all((job.identity in table1) == (name == "ppo") for (name, _), job in cells)  # nothing is run twice
     assert jobs[1].arguments["settings"]["max_kl"] == 0.01
     assert all(job.arguments["fields"]["total_timesteps"] == 1000 for job in jobs)
@@ -165,7 +179,7 @@ def test_the_algorithms_share_what_is_not_theirs(paper):
 
 def test_epochs_and_clipping_share_their_runs(paper):
     def keys(variants):
-        runs = paper.restraint.Runs(variants, ["Hopper-v4"], (1, 2), 1000, Path("none"))
+        runs = paper.clips_and_epochs.Runs(variants, ["Hopper-v4"], (1, 2), 1000, Path("none"))
         return {job.identity for job in runs.jobs}
 
     epochs = keys([(n, clip) for n in paper.epochs.EPOCHS for clip in paper.epochs.CLIPS])
@@ -174,7 +188,7 @@ def test_epochs_and_clipping_share_their_runs(paper):
 
 
 def test_a_variant_changes_the_surrogate_and_nothing_else(paper):
-    fields_of = paper.restraint.fields_of
+    fields_of = paper.clips_and_epochs.fields_of
     configs = {
         variant: Config(env_id="x", **fields_of(variant, 1000)).to_dict()
         for variant in [(10, 0.2), (10, 0.5), (3, 0.2), (10, None)]
@@ -183,6 +197,35 @@ def test_a_variant_changes_the_surrogate_and_nothing_else(paper):
     changed = {v: {name for name in standard if config[name] != standard[name]} for v, config in configs.items()}
     assert changed == {(10, 0.5): {"clip_coef"}, (3, 0.2): {"update_epochs"}, (10, None): {"objective"}}
     assert standard["clip_vloss"] is False  # its range would change too
+
+
+def test_what_the_programs_are_run_with_and_what_the_paper_says(paper):
+    """The sources' values once more (those of `figure3.ALGORITHMS`), and the paper's curves after 1M steps."""
+    fields = {
+        "a2c": {"num_steps": 8, "gae_lambda": 0.9, "norm_adv": "none", "learning_rate": 0.00096, "anneal_lr": True,
+                "vf_coef": 0.8, "max_grad_norm": 0.5},
+        "trpo": {"num_steps": 128, "gae_lambda": 0.98, "norm_adv": "batch"},
+        "vpg": {"num_steps": 256, "gae_lambda": 0.95, "norm_adv": "batch", "learning_rate": 1e-3, "anneal_lr": False},
+    }  # fmt: skip
+    settings = {
+        "a2c": {"decay": 0.99, "eps": 1e-5},
+        "trpo": {"max_kl": 0.01, "cg_steps": 10, "damping": 0.1, "fisher_stride": 5, "max_backtracks": 10,
+                 "critic_epochs": 5, "critic_minibatch": 64, "critic_learning_rate": 1e-3},
+        "vpg": {"desired_kl": 0.002, "factor": 1.5, "bounds": (1e-8, 1), "critic_epochs": 10, "critic_minibatch": 64,
+                "critic_learning_rate": 1e-3},
+    }  # fmt: skip
+    for name, expected in fields.items():
+        one = paper.figure3.ALGORITHMS[name]
+        assert {field: one.fields[field] for field in expected} == expected
+        assert (one.fields["num_envs"], one.fields["gamma"], one.fields["norm_reward"]) == (8, 0.99, True)
+        assert dict(one.settings) == settings[name]
+    curves = {  # ppo, a2c, trpo, vpg
+        "HalfCheetah-v4": (1830, 1003, 7, 631), "Hopper-v4": (2203, 628, 2064, 2324),
+        "InvertedDoublePendulum-v4": (7910, 6681, 184, 219), "InvertedPendulum-v4": (963, 1000, 911, 974),
+        "Reacher-v4": (-7, -25, -116, -11), "Swimmer-v4": (107, 27, 121, 63), "Walker2d-v4": (2909, 734, 1066, 1215),
+    }  # fmt: skip
+    assert {env_id: tuple(by_name.values()) for env_id, by_name in paper.figure3.PAPER.items()} == curves
+    assert all(list(by_name) == ["ppo", "a2c", "trpo", "vpg"] for by_name in paper.figure3.PAPER.values())
 
 
 # --- the reports ------------------------------------------------------------------------------------------------------
@@ -208,8 +251,8 @@ def test_figure_3s_report(paper, docs, tmp_path):
         return algorithm_result(100.0 * int(seed[1]), 4.0)
 
     results, table1 = tmp_path / "figure3.jsonl", tmp_path / "table1.jsonl"
-    write_results(results, [job for (name, _), job in cells if name != "ppo"], result)
-    write_results(table1, [job for (name, _), job in cells if name == "ppo"], result)
+    write_records(results, [job for (name, _), job in cells if name != "ppo"], result)
+    write_records(table1, [job for (name, _), job in cells if name == "ppo"], result)
     figure3.main(["--report", "--seeds", "1-2", "--steps", "1000", "--results", str(results), "--docs", str(docs),
                   "--table1", str(table1), "--cost", str(tmp_path / "none.json")])  # fmt: skip
     page = docs / "results.md"
@@ -234,8 +277,30 @@ def test_figure_3s_report(paper, docs, tmp_path):
     assert (docs / "images/figure3.png").stat().st_size > 1000
 
 
+def test_figure_3s_queue_is_run_and_ppos_runs_are_table_1s(paper, docs, tmp_path, monkeypatch):
+    asked, run_jobs = in_place_of_run_jobs(lambda job: algorithm_result(100.0, 4.0))
+    monkeypatch.setattr(paper.figure3, "run_jobs", run_jobs)
+    paper.figure3.main(["--algorithms", "ppo", "trpo", "ppo", "--only", "Hopper-v4", "--seeds", "1-2",
+                        "--results", str(tmp_path / "figure3.jsonl"), "--table1", str(tmp_path / "table1.jsonl"),
+                        "--cost", str(tmp_path / "none.json"), "--docs", str(docs)])  # fmt: skip
+    assert asked == ["X/clip 0.2/Hopper-v4/s1", "X/clip 0.2/Hopper-v4/s2", "trpo/Hopper-v4/s1", "trpo/Hopper-v4/s2"]
+    lines = [(tmp_path / f"{name}.jsonl").read_text().splitlines() for name in ("table1", "figure3")]
+    assert [[json.loads(line)["key"] for line in of_file] for of_file in lines] == [asked[:2], asked[2:]]
+    row = next(row for row in rows_of(section(docs / "results.md", "figure3")) if row[0] == "Hopper-v4")
+    assert row[1::2] == ["100.0 ± 0.0 (2)", "–", "100.0 ± 0.0 (2)", "–"]
+
+
+def test_a_run_that_diverged_at_once_has_no_speed(paper):
+    nothing = {**algorithm_result(None, 0.0, diverged="the loss is nan"), "steps": 0, "updates": 0}
+    runs = {("trpo", "Hopper-v4"): [{"result": nothing}]}
+    assert paper.figure3.time_table(runs) is None
+    runs["trpo", "Hopper-v4"].append({"result": algorithm_result(1.0, 4.0)})
+    assert rows_of(paper.figure3.time_table(runs))[0][:3] == ["TRPO", "1,024", "400"]
+
+
 def test_the_report_of_nothing(paper, docs, tmp_path):
     nothing = ["--report", "--results", str(tmp_path / "none.jsonl"), "--docs", str(docs)]
+    (tmp_path / "none.jsonl").touch()
     paper.figure3.main([*nothing, "--table1", str(tmp_path / "none.jsonl"), "--cost", str(tmp_path / "none.json")])
     paper.epochs.main(nothing)
     paper.clipping.main(nothing)
@@ -251,7 +316,7 @@ def measured_result(score, kl, diverged=None):
 
 
 def test_the_reports_of_epochs_and_clipping(paper, docs, tmp_path, monkeypatch):
-    restraint = paper.restraint
+    restraint = paper.clips_and_epochs
     variants = [(10, clip) for clip in paper.clipping.CLIPS] + [(1, 0.2)]
     runs = restraint.Runs(variants, restraint.ENVIRONMENTS, (1, 2), 1000, tmp_path / "clipping.jsonl")
 
@@ -261,7 +326,7 @@ def test_the_reports_of_epochs_and_clipping(paper, docs, tmp_path, monkeypatch):
             return measured_result(10.0, 1.0, diverged="the loss is nan")
         return measured_result(100.0 * seed, fields["clip_coef"] * seed / 10)
 
-    write_results(tmp_path / "clipping.jsonl", runs.jobs, result)
+    write_records(tmp_path / "clipping.jsonl", runs.jobs, result)
     given = ["--report", "--seeds", "1-2", "--steps", "1000", "--docs", str(docs)]
     given += ["--results", str(tmp_path / "clipping.jsonl")]
     paper.clipping.main(given)
@@ -286,7 +351,7 @@ def test_the_reports_of_epochs_and_clipping(paper, docs, tmp_path, monkeypatch):
     rows = rows_of(section(docs / "results.md", "clipping"))
     assert rows[0][:3] == ["HalfCheetah-v4", "0.05", "0.0075 (0.005 to 0.01)"]
     hopper = [job for job in runs.jobs if job.arguments["env_id"] == "Hopper-v4"]
-    write_results(tmp_path / "clipping.jsonl", hopper, result)
+    write_records(tmp_path / "clipping.jsonl", hopper, result)
     for one in (paper.clipping, paper.epochs):
         one.main(given)
     assert rows_of(section(docs / "results.md", "clipping"))[0][2] == "–"
@@ -311,10 +376,15 @@ def test_the_cost_of_an_update(paper, docs, tmp_path, monkeypatch):
     assert cost["a2c"]["own_rows"] == 64
     assert cost["ppo native"]["own_rows"] == found["rows_same"] == 128
     assert cost["a2c"]["own_seconds_1m"] == pytest.approx(cost["a2c"]["own_ms"] / 1e3 * 1e6 / 64)
-    facts = {"machine": {**CPU, "load": 0.1}, "date": "2026-11-23", "commit": "abc"}
+    facts = {"machine": {**MACHINE, "load": 0.1}, "date": "2026-11-23", "commit": "abc"}
     (tmp_path / "cost.json").write_text(json.dumps({**found, **facts}))
     text = paper.figure3.cost_table(tmp_path / "cost.json")
     assert [row[0] for row in rows_of(text)] == [title for title, _, _ in contenders.values()]
+
+
+def test_an_update_that_takes_no_step_is_not_timed(paper):
+    with pytest.raises(RuntimeError, match="these took no step: idle"):
+        paper.update_cost.check({"busy": lambda: {"updates": 1.0}, "idle": lambda: {"updates": 0.0}})
 
 
 def test_an_update_is_timed_from_the_policy_that_collected(paper):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import json
 import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from bench_records import write_records
 from gymnasium import spaces
 
 from pyppo import reference
@@ -17,7 +17,6 @@ from pyppo import reference
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 # A source distribution carries the tests and not what they look at here.
 pytestmark = pytest.mark.skipif(not BENCH.is_dir(), reason="needs the repository")
-MACHINE = {"cpu": "a CPU", "cores": 2, "cpu_capability": "avx2", "torch": "2.13"}
 
 
 @pytest.fixture
@@ -261,15 +260,11 @@ def test_the_table_sets_it_beside_table_1(bench, tmp_path, monkeypatch):
         return []
 
     monkeypatch.setattr(bench.plain, "run_jobs", run_jobs)
-    facts = {"seconds": 9.0, "finished": "2026-11-23T01:00:00+00:00", "commit": "abc", "machine": MACHINE}
 
     def write(path, jobs, scores, cpu):
-        lines = [
-            {"key": job.key, "arguments": job.arguments, "result": {"score": x, "diverged": None, "curve": [[], []]}}
-            | {**facts, "cpu_seconds": cpu}
-            for job, x in zip(jobs, scores, strict=True)
-        ]
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        score_of = dict(zip((job.key for job in jobs), scores, strict=True))
+        results = {key: {"score": score, "diverged": None, "curve": [[], []]} for key, score in score_of.items()}
+        write_records(path, jobs, lambda job: results[job.key], cpu_seconds=cpu)
 
     full = bench.plain.STEPS
     write(

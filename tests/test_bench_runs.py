@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import bench_jobs
@@ -80,6 +83,51 @@ def test_each_run_has_the_commit_that_it_began_with(runs, tmp_path, monkeypatch)
     assert [record["commit"] for record in runs.read_records(path)] == ["first", "second"]
 
 
+def test_a_record_says_what_the_run_had(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "machine", lambda: {"cpu": "a CPU", "cores": 64, "kernel_threads": 64})
+    path, extension = tmp_path / "results.jsonl", tmp_path / "_C.so"
+    extension.write_bytes(b"code")
+    monkeypatch.setattr(runs.importlib.util, "find_spec", lambda name: types.SimpleNamespace(origin=str(extension)))
+    (one,) = doubles(runs, 1)
+    cores = len(os.sched_getaffinity(0))
+    runs.run_jobs([one], path, parallel=2)
+    record = runs.finished([one], path)[one.key]
+    share = -(-cores // 2)  # the first of two shares
+    threads = max(1, cores // 2)
+    assert record["machine"] == {"cpu": "a CPU", "cores": share, "kernel_threads": threads, "torch_threads": threads}
+    assert record["parallel"] == 2
+    assert record["extension"] == hashlib.sha256(b"code").hexdigest()[:16]
+    monkeypatch.setattr(runs.importlib.util, "find_spec", lambda name: None)
+    assert runs.extension() == "none"
+
+
+def test_a_commit_says_whether_code_has_changed_since(runs, tmp_path, monkeypatch):
+    def git(*arguments):
+        identity = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    for name in ("bench/_runs.py", "pyppo/a.py", "csrc/a.cpp", "bench/results/a.jsonl", "docs/a.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("first")
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "bench/_runs.py"))
+    assert runs.commit() == "unknown"
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    clean = runs.commit()
+    assert re.fullmatch("[0-9a-f]{10}", clean)
+    for name in ("bench/results/a.jsonl", "docs/a.md", "docs/new.md"):  # no code
+        (tmp_path / name).write_text("second")
+    assert runs.commit() == clean
+    for name in ("pyppo/a.py", "csrc/a.cpp", "bench/_runs.py", "pyppo/new.py"):
+        path = tmp_path / name
+        before = path.read_text() if path.exists() else None
+        path.write_text("second")
+        assert runs.commit() == f"{clean}+", name
+        path.unlink() if before is None else path.write_text(before)
+    assert runs.commit() == clean
+
+
 def test_other_arguments_are_another_run(runs, tmp_path):
     path = tmp_path / "results.jsonl"
     runs.run_jobs([runs.Job("one", bench_jobs.double, {"x": 1})], path)
@@ -110,7 +158,17 @@ def test_failures_are_told_and_tried_again(runs, tmp_path, capsys):
     assert keys(path) == ["double/1", "raises"]
 
 
-@pytest.mark.parametrize("half", ['{"key": "double/2", "argu', '{"key": 3}', "[1]", "nonsense\n\n"])
+@pytest.mark.parametrize(
+    "half",
+    [
+        '{"key": "double/2", "argu',
+        '{"key": 3}',
+        "[1]",
+        "nonsense\n\n",
+        '{"key": ["double/2"], "arguments": {"x": 2}, "result": {}, "seconds": 1.0}',
+        '{"key": "double/2", "arguments": {"x": 2}, "result": {}, "seconds": "1"}',
+    ],
+)
 def test_a_half_written_line_loses_only_itself(runs, tmp_path, capsys, half):
     path = tmp_path / "results.jsonl"
     whole = {"key": "double/1", "arguments": {"x": 1}, "result": {"twice": 2}, "seconds": 1.0}

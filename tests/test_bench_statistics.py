@@ -74,6 +74,23 @@ def test_how_often_intervals_of_few_runs_hold_the_truth(statistics, runs, held, 
 
 
 @pytest.mark.parametrize(
+    ("estimate", "groups", "truth", "held"),
+    [
+        ("mean_interval", [3], 0.0, 0.84),
+        ("iqm_interval", [3], 0.0, 0.87),
+        ("probability_of_improvement", [10, 3], 0.5, 0.91),
+        ("probability_of_improvement", [10, 10], 0.5, 0.94),
+    ],
+)
+def test_how_often_intervals_over_seven_environments_hold_the_truth(statistics, estimate, groups, truth, held):
+    """The same of what Table 1 reports: so many runs in each of seven environments."""
+    random = np.random.default_rng(5)
+    interval = getattr(statistics, estimate)
+    found = [interval(*(random.normal(size=(7, runs)) for runs in groups), samples=300) for _ in range(600)]
+    assert np.mean([one.low <= truth <= one.high for one in found]) == pytest.approx(held, abs=0.03)
+
+
+@pytest.mark.parametrize(
     ("ours", "theirs", "expected"),
     [
         ([[1, 2, 3]], [[0, 0]], 1.0),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bench_records import FACTS, in_place_of_run_jobs, write_records
 from gymnasium import spaces
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
@@ -157,6 +158,11 @@ def test_suite_has_what_is_asked_of_it(bench):
     assert (gates["HalfCheetah-v4"].gate, gates["HalfCheetah-v4"].seeds) == (2200, 10)
     assert gates["LunarLander-v3"].of == "evaluation"
     assert all(task.seeds >= 5 for task in bench.suite.SUITE)
+    assert {env_id: task.gate for env_id, task in gates.items()} == {
+        "CartPole-v1": 495, "Acrobot-v1": -90, "LunarLander-v3": 220, "Pendulum-v1": -200, "Hopper-v4": 2200,
+        "HalfCheetah-v4": 2200, "Walker2d-v4": 2678, "Swimmer-v4": 40, "InvertedDoublePendulum-v4": 7584,
+        "MiniGrid-Empty-5x5-v0": 0.9, "Locks": 15, "Catch": 0.9,
+    }  # fmt: skip
     assert bench.suite.config_of(gates["HalfCheetah-v4"], "native", 2).log_std_init == -1.0  # the preset's
     assert bench.suite.config_of(gates["MiniGrid-Empty-5x5-v0"], "torch", 2).total_timesteps == 60_000
 
@@ -166,14 +172,7 @@ def record(bench, env_id, engine, seed, score, evaluation=None):
     config = bench.suite.config_of(task, engine, seed).to_dict()
     curve = [[1000, 2000], [0.0, score]] if score is not None else [[], []]
     result = {"score": score, "evaluation": evaluation, "seconds": 10.0, "sps": 100.0, "curve": curve, "diverged": None}
-    facts = {
-        "seconds": 12.0,
-        "cpu_seconds": 9.0,
-        "finished": "2026-11-23T01:00:00+00:00",
-        "commit": "abc",
-        "machine": CPU,
-    }
-    return f"{env_id}/{engine}/s{seed}", {"arguments": {"config": config}, "result": result, **facts}
+    return f"{env_id}/{engine}/s{seed}", {"arguments": {"config": config}, "result": result, **FACTS}
 
 
 def test_gates_are_of_the_score_that_they_name(bench):
@@ -214,12 +213,12 @@ def test_report_of_made_up_results(bench, tmp_path):
     page = (tmp_path / "results.md").read_text()
     assert "\nold\n" not in page
     assert "HalfCheetah-v4 (native): 2 of 3 runs end above 2500, 1 below." in page
-    assert "| HalfCheetah-v4 | native | 1,000,000 | 3 | 3233.3 ± 1357.3 | 3233.3 [1700.0, 5000.0] |" in page
+    assert "| HalfCheetah-v4 | native | 1,000,000 | 3 | 3233.3 ± 1357.3 | 5000.0 ± 0.0 | 3233.3 [1700.0, " in page
     assert "| CartPole-v1 | torch | 500,000 | 1 | 500.0 |" in page
     assert "Not run yet: Acrobot-v1," in page
     assert "| HalfCheetah-v4 | native | 1, 2, 3 | 1700.0, 3000.0, 5000.0 |" in page
     assert "5 runs, 2026-11-23, commit abc; a CPU" in page
-    assert "45 s of CPU time within 12 s." in page
+    assert "4 min of CPU time within 60 s." in page
     assert "| CartPole-v1 | 500.0 (1) | – | – | – | 0.000 |" in page
     assert "| HalfCheetah-v4 | 3233.3 ± 1357.3 (3) |" not in page  # on one engine only
     settings = [line for line in page.splitlines() if line.startswith("| InvertedDoublePendulum-v4 | ")]
@@ -351,6 +350,16 @@ def test_one_environment_with_settings_of_its_own(bench, tmp_path, capsys):
         (["--docs", "{folder}/none"], "none; it must be a folder with results.md"),
         (["--docs", "{folder}"], "has no section 'suite'; it must have <!-- suite -->"),
         (["--results", "{folder}"], "a folder; it must be a file"),
+        (["--results", "/proc/none/runs.jsonl"], "it must be a file that can be written: "),
+        (
+            ["--report", "--results", "{folder}/none"],
+            "none; it must be a file of runs, or --report has nothing",
+        ),
+        (["CartPole-v1", "--json", "{folder}"], "--json is"),
+        (["CartPole-v1", "--kept", "{folder}"], "a folder; it must be a file"),
+        (["CartPole-v1", "--evaluate", "-3"], "it is '-3'; it must be an integer of at least 0"),
+        (["CartPole-v1", "--set", "seed=9"], "--set has seed=9; seeds are what --seeds takes"),
+        (["CartPole-v1", "--docs", "{folder}"], "--docs are of the suite"),
     ],
 )
 def test_what_is_wrong_is_one_line_before_anything_runs(bench, tmp_path, capsys, arguments, message):
@@ -362,15 +371,57 @@ def test_what_is_wrong_is_one_line_before_anything_runs(bench, tmp_path, capsys,
     assert "Traceback" not in said
 
 
-def test_runs_of_another_length_are_not_for_the_page(bench, tmp_path, monkeypatch):
+def test_the_page_is_of_its_own_runs_alone(bench, tmp_path, monkeypatch):
+    """Runs of another length, or of another file, are shown, unless a page of their own is named."""
     written = []
     monkeypatch.setattr(bench.learning_report, "write", lambda done, docs: written.append(docs))
-    results = ["--report", "--results", str(tmp_path / "none.jsonl")]
-    bench.learning.main([*results, "--steps", "2048"])
+    other = ["--results", str(tmp_path / "other.jsonl")]
+    (tmp_path / "other.jsonl").touch()
     (tmp_path / "results.md").write_text("<!-- suite -->\n<!-- /suite -->\n")
-    bench.learning.main([*results, "--steps", "2048", "--docs", str(tmp_path)])
-    bench.learning.main([*results, "--only", "Hopper-v4", "--seeds", "12"])
-    assert [page.folder and page.folder.name for page in written] == [None, tmp_path.name, "docs"]
+    bench.learning.main(["--report", "--steps", "2048"])
+    bench.learning.main(["--report", "--steps", "2048", "--docs", str(tmp_path)])
+    bench.learning.main(["--report", *other])
+    bench.learning.main(["--report", *other, "--docs", str(tmp_path)])
+    bench.learning.main(["--report", "--only", "Hopper-v4", "--seeds", "12"])
+    assert [page.folder and page.folder.name for page in written] == [None, tmp_path.name, None, tmp_path.name, "docs"]
+
+
+def test_a_queue_is_run_and_the_whole_file_reported(bench, tmp_path, monkeypatch):
+    (tmp_path / "results.md").write_text("<!-- suite -->\n<!-- /suite -->\n")
+    files = ["--results", str(tmp_path / "runs.jsonl"), "--docs", str(tmp_path)]
+    scored = {"score": 400.0, "evaluation": 1.0, "sps": 1.0, "curve": [[], []], "diverged": None}
+    asked, run_jobs = in_place_of_run_jobs(lambda job: scored)
+    monkeypatch.setattr(bench.learning, "run_jobs", run_jobs)
+    bench.learning.main(["--only", "CartPole-v1", "Locks", "CartPole-v1", "--seeds", "2-3", "1", *files])
+    assert asked == [f"{env_id}/native/s{seed}" for seed in (2, 3, 1) for env_id in ("CartPole-v1", "Locks")]
+    bench.learning.main(["--only", "Catch", "--seeds", "7", *files])
+    page = (tmp_path / "results.md").read_text()  # of what was there before, too
+    assert "| CartPole-v1 | native | 500,000 | 3 | 400.0 ± 0.0 |" in page
+    assert "| Catch | torch | 300,000 | 1 | 400.0 |" in page
+    failure = importlib.import_module("_runs").Failure("Catch/torch/s7", "out of memory")
+    monkeypatch.setattr(bench.learning, "run_jobs", lambda *_, **__: [failure])
+    with pytest.raises(SystemExit, match="1 of the runs failed; the same command tries them again"):
+        bench.learning.main(["--only", "Catch", *files])
+
+
+def test_records_of_another_program_are_no_runs_of_the_suite(bench, tmp_path, monkeypatch):
+    """Nor of this one, where their arguments have another shape: no traceback, and the others count."""
+    (tmp_path / "results.md").write_text("<!-- suite -->\n<!-- /suite -->\n")
+    path = tmp_path / "runs.jsonl"
+    jobs = bench.learning.jobs_of(bench.suite.SUITE, "auto", [1], None)
+    scored = {"score": 400.0, "evaluation": 1.0, "sps": 1.0, "curve": [[], []], "diverged": None}
+    write_records(path, jobs[:1], lambda job: scored)
+    strange = [
+        (jobs[1].key, {}),
+        (jobs[2].key, {"config": 3}),
+        (["a"], {}),
+        ("X/clip 0.2/Hopper-v4/s1", {"fields": {}}),
+    ]
+    with path.open("a") as file:
+        for key, arguments in strange:
+            file.write(json.dumps({"key": key, "arguments": arguments, "result": {}, "seconds": 1.0}) + "\n")
+    bench.learning.main(["--report", "--results", str(path), "--docs", str(tmp_path)])
+    assert "| CartPole-v1 | native | 500,000 | 1 | 400.0 |" in (tmp_path / "results.md").read_text()
 
 
 def test_what_is_not_for_the_page_is_shown(bench, tmp_path, capsys, monkeypatch):

@@ -8,12 +8,14 @@ import types
 from pathlib import Path
 
 import pytest
+from bench_records import in_place_of_run_jobs, write_records
+
+from pyppo import Config
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 # A source distribution carries the tests and not what they look at here.
 pytestmark = pytest.mark.skipif(not BENCH.is_dir(), reason="needs the repository")
 
-CPU = {"cpu": "a CPU", "cores": 2, "cpu_capability": "avx2", "torch": "2.13"}
 DOCS = "# Results\n<!-- table1-X -->\n<!-- /table1-X -->\n<!-- table1-Y -->\n<!-- /table1-Y -->\n"
 
 
@@ -34,36 +36,26 @@ def result(score, diverged=None):
     }
 
 
-def record(job, outcome):
-    facts = {
-        "seconds": 60.0,
-        "cpu_seconds": 50.0,
-        "finished": "2026-11-23T01:00:00+00:00",
-        "commit": "abc",
-        "machine": CPU,
-    }
-    return {"key": job.key, "arguments": job.arguments, "result": outcome, **facts}
-
-
 def made_up(table1, jobs, path, score):
     """Results of `score(variant, environment's number, seed)`; the random policy has 10 times the number."""
     order = {env_id: i for i, env_id in enumerate(table1.table1_settings.ENVIRONMENTS)}
-    lines = []
-    for job in jobs:
+
+    def outcome(job):
         if job.key.startswith("random/"):
-            outcome = {"score": 10.0 * order[job.arguments["env_id"]], "std": 1.0}
-        else:
-            _, variant, env_id, _ = job.key.split("/")
-            outcome = score(variant, order[env_id], job.arguments["seed"])
-            if outcome is None:
-                continue
-            outcome = outcome if isinstance(outcome, dict) else result(outcome)
-        lines.append(json.dumps(record(job, outcome)) + "\n")
-    path.write_text("".join(lines))
+            return {"score": 10.0 * order[job.arguments["env_id"]], "std": 1.0}
+        _, variant, env_id, _ = job.key.split("/")
+        found = score(variant, order[env_id], job.arguments["seed"])
+        return found if found is None or isinstance(found, dict) else result(found)
+
+    write_records(path, jobs, outcome)
+
+
+def jobs_of(table1, settings, seeds, clip_seeds, steps=1_000_000):
+    return table1.table1.jobs_of(settings, table1.table1_settings.ENVIRONMENTS, seeds, clip_seeds, steps)
 
 
 def test_any_part_from_the_start_is_a_table_of_fewer_seeds(table1):
-    jobs = table1.table1.jobs_of(["X", "Y"], range(1, 4), range(1, 11), 1_000_000)
+    jobs = jobs_of(table1, ["X", "Y"], range(1, 4), range(1, 11))
     keys = [job.key for job in jobs]
     assert len(keys) == len(set(keys)) == 7 + 2 * 7 * (11 * 3 + 3 * 7)
     assert [key.split("/")[0] for key in keys[:7]] == ["random"] * 7
@@ -76,8 +68,6 @@ def test_any_part_from_the_start_is_a_table_of_fewer_seeds(table1):
 
 
 def test_every_variant_is_a_valid_config_of_the_papers_size(table1):
-    from pyppo import Config
-
     settings = table1.table1_settings
     objectives = {}
     for setting in settings.SETTINGS:
@@ -90,8 +80,63 @@ def test_every_variant_is_a_valid_config_of_the_papers_size(table1):
     assert objectives["X", "clip 0.3"][:2] == ("clip", 0.3)
     assert objectives["Y", "adaptive KL 0.003"] == ("kl", 0.2, 1.0, 0.003)
     assert objectives["Y", "fixed KL 10"] == ("kl", 0.2, 10.0, None)
-    assert settings.PAPER["no clipping"] == -0.39
-    assert settings.PAPER["clip 0.2"] == 0.82
+
+
+def test_what_is_run_and_what_the_paper_says(table1):
+    """The paper's section 6.1 and its table 1, once more; what sets the two settings apart; what all runs share."""
+    settings = table1.table1_settings
+    surrogates = {
+        "no clipping": ("unclipped", 0.2, 1.0, None, -0.39),
+        "clip 0.1": ("clip", 0.1, 1.0, None, 0.76),
+        "clip 0.2": ("clip", 0.2, 1.0, None, 0.82),
+        "clip 0.3": ("clip", 0.3, 1.0, None, 0.70),
+        "adaptive KL 0.003": ("kl", 0.2, 1.0, 0.003, 0.68),
+        "adaptive KL 0.01": ("kl", 0.2, 1.0, 0.01, 0.74),
+        "adaptive KL 0.03": ("kl", 0.2, 1.0, 0.03, 0.71),
+        "fixed KL 0.3": ("kl", 0.2, 0.3, None, 0.62),
+        "fixed KL 1": ("kl", 0.2, 1.0, None, 0.71),
+        "fixed KL 3": ("kl", 0.2, 3.0, None, 0.72),
+        "fixed KL 10": ("kl", 0.2, 10.0, None, 0.69),
+    }
+    others = {  # reward normalisation, limits of gradient and value loss, whose moments normalise advantages
+        "X": {"norm_reward": True, "clip_reward": 10.0, "max_grad_norm": 0.5, "clip_vloss": True,
+              "norm_adv": "minibatch"},
+        "Y": {"norm_reward": False, "clip_reward": 10.0, "max_grad_norm": None, "clip_vloss": False,
+              "norm_adv": "batch"},
+    }  # fmt: skip
+    alike = {"num_envs": 8, "num_steps": 256, "num_minibatches": 32, "update_epochs": 10, "learning_rate": 3e-4,
+             "gamma": 0.99, "gae_lambda": 0.95, "hidden_sizes": [64, 64], "activation": "tanh", "ent_coef": 0.0,
+             "shared_trunk": False, "norm_obs": True, "log_std_init": 0.0, "anneal_lr": True}  # fmt: skip
+    assert list(settings.VARIANTS) == list(settings.PAPER) == list(surrogates)
+    for setting, own in others.items():
+        for variant, (*expected, paper) in surrogates.items():
+            (job,) = [
+                job
+                for job in jobs_of(table1, [setting], [1], [1])
+                if job.key == f"{setting}/{variant}/Hopper-v4/s1"
+            ]  # fmt: skip
+            config = json.loads(json.dumps(Config(env_id="Hopper-v4", **job.arguments["fields"]).to_dict()))
+            assert [config[name] for name in ("objective", "clip_coef", "kl_coef", "kl_target")] == expected
+            assert {name: config[name] for name in own} == own
+            assert {name: config[name] for name in alike} == alike
+            assert (config["total_timesteps"], config["engine"]) == (1_000_000, "native")
+            assert settings.PAPER[variant] == paper
+
+
+def test_the_queue_is_run_and_reported(table1, tmp_path, monkeypatch):
+    (tmp_path / "results.md").write_text(DOCS)
+    asked, run_jobs = in_place_of_run_jobs(lambda job: result(1000.0))
+    monkeypatch.setattr(table1.table1, "run_jobs", run_jobs)
+    files = ["--results", str(tmp_path / "runs.jsonl"), "--docs", str(tmp_path)]
+    table1.table1.main(["--settings", "Y", "Y", "--seeds", "2", "--only", "Hopper-v4", *files])
+    variants = table1.table1_settings.VARIANTS  # the clip variants have the same seeds, where no others are asked for
+    assert asked == ["random/Hopper-v4", *(f"Y/{variant}/Hopper-v4/s2" for variant in variants)]
+    assert "11 of 378 runs of 1,000,000 steps" in (tmp_path / "results.md").read_text()
+    asked.clear()
+    table1.table1.main(["--settings", "X", "--seeds", "1", "--clip-seeds", "3", "--only", "Hopper-v4", *files])
+    clips = [f"X/{variant}/Hopper-v4/s3" for variant in ("clip 0.1", "clip 0.2", "clip 0.3")]
+    others = [f"X/{variant}/Hopper-v4/s1" for variant in variants if not variant.startswith("clip")]
+    assert asked == ["random/Hopper-v4", *others, *clips]
 
 
 def test_random_is_0_and_the_best_mean_1(table1):
@@ -122,7 +167,7 @@ def test_random_is_0_and_the_best_mean_1(table1):
 
 
 def test_report_of_made_up_results(table1, tmp_path):
-    jobs = table1.table1.jobs_of(["X"], range(1, 4), range(1, 11), 1_000_000)
+    jobs = jobs_of(table1, ["X"], range(1, 4), range(1, 11))
     ranks = {variant: i for i, variant in enumerate(table1.table1_settings.VARIANTS)}
 
     def score(variant, number, seed):
@@ -140,9 +185,10 @@ def test_report_of_made_up_results(table1, tmp_path):
     table1.table1.main(["--report", "--settings", "X", "--results", path, "--docs", folder])
     page = (tmp_path / "results.md").read_text()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("|")]
-    aggregate = {row[0]: row[1:] for row in rows if len(row) == 7}
+    aggregate = {row[0]: row[1:] for row in rows if len(row) == 8 and "(" not in row[2]}
     # Of each environment: the random policy 10 n, the best mean 91.9 above it, the best run 100, clip 0.1 always 5.
-    mean, interquartile, by_run = aggregate["clip 0.2"][1:4]
+    mean, interquartile, same_seeds, by_run = aggregate["clip 0.2"][1:5]
+    assert same_seeds == "1.02"  # 100, 91, 91
     assert mean.startswith("1.00 [0.9")
     assert interquartile.startswith("0.99 [0.99, ")  # 91 / 91.9: the one run of 100 is in the quarter left out
     assert by_run == "0.92"
@@ -151,8 +197,8 @@ def test_report_of_made_up_results(table1, tmp_path):
     assert aggregate["clip 0.1"][1] == "0.05 [0.05, 0.05]"
     assert aggregate["no clipping"][1].startswith("-0.36 [")  # a third of its runs have the random policy's score
     assert aggregate["no clipping"][-2:] == ["21", "21"]
-    assert aggregate["fixed KL 10"] == ["0.69", "–", "–", "–", "18", "0"]
-    by_env = {row[0]: row[1:] for row in rows if len(row) == 8}
+    assert aggregate["fixed KL 10"] == ["0.69", "–", "–", "–", "–", "18", "0"]
+    by_env = {row[0]: row[1:] for row in rows if len(row) == 8 and "(" in row[2]}
     assert by_env["clip 0.2"][1] == "101.9 ± 2.7 (10)"
     assert by_env["fixed KL 10"][0] == "–"
     scale = {row[0]: row[1:] for row in rows if len(row) == 5}
@@ -174,10 +220,11 @@ def test_report_of_made_up_results(table1, tmp_path):
 def test_what_was_not_run_is_called_so(table1, tmp_path):
     (tmp_path / "results.md").write_text(DOCS)
     arguments = ["--report", "--results", str(tmp_path / "none.jsonl"), "--docs", str(tmp_path)]
+    (tmp_path / "none.jsonl").touch()
     table1.table1.main(arguments)
     assert (tmp_path / "results.md").read_text().count("Not run yet.") == 2
     # Shorter runs are other runs.
-    jobs = table1.table1.jobs_of(["X"], [1], [1], 4096)
+    jobs = jobs_of(table1, ["X"], [1], [1], 4096)
     made_up(table1, jobs, tmp_path / "none.jsonl", lambda *_: 1000.0)
     table1.table1.main(arguments)
     assert (tmp_path / "results.md").read_text().count("Not run yet.") == 2
@@ -196,7 +243,7 @@ def test_what_was_not_run_is_called_so(table1, tmp_path):
 )
 def test_scores_are_shown_where_nothing_scales_them(table1, tmp_path, left_out, why):
     (tmp_path / "results.md").write_text(DOCS)
-    jobs = [job for job in table1.table1.jobs_of(["X"], [1], [1], 1_000_000) if not left_out(job.key)]
+    jobs = [job for job in jobs_of(table1, ["X"], [1], [1]) if not left_out(job.key)]
     made_up(table1, jobs, tmp_path / "some.jsonl", lambda *_: 1000.0)
     table1.table1.main(
         ["--report", "--settings", "X", "--results", str(tmp_path / "some.jsonl"), "--docs", str(tmp_path)]

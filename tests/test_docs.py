@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -165,3 +166,19 @@ def test_tables_are_written_between_their_marks(tmp_path, monkeypatch):
     assert page.read_text() == "before\n<!-- x -->\n| a | b |\n| -- | -- |\n| 1 | 2 |\n<!-- /x -->\nafter\n"
     with pytest.raises(ValueError, match="have them once"):
         tables.fill(page, "y", "")
+
+
+def test_programs_that_end_together_lose_no_section(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    tables = importlib.import_module("tables")
+    page, names = tmp_path / "page.md", [f"section-{i}" for i in range(8)]
+    page.write_text("".join(f"<!-- {name} -->\n<!-- /{name} -->\n" for name in names))
+
+    def fill_often(name):
+        for i in range(40):
+            tables.fill(page, name, f"{name}: {i}")
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        list(pool.map(fill_often, names))
+    assert page.read_text() == "".join(f"<!-- {n} -->\n{n}: 39\n<!-- /{n} -->\n" for n in names)
+    assert list(tmp_path.iterdir()) == [page]

@@ -86,7 +86,8 @@ def run_measured(env_id: str, seed: int, fields: Mapping[str, Any]) -> dict[str,
 
     config = pyppo.Config(env_id=env_id, seed=seed, **fields)
     result = train_run(config, callbacks=[note], make=partial(EngineTrainer, make_engine=MeasuringEngine))
-    steps, kl = found["step"], found["kl"]
+    known = [(step, x) for step, x in zip(found["step"], found["kl"], strict=True) if math.isfinite(x)]
+    steps, kl = [step for step, _ in known], [x for _, x in known]
     medians = {name: _quantile(found[name], 0.5) for name in ("kl", "approx_kl", "clip_fraction")}
     curve = thinned(steps, [_median_around(kl, i) for i in range(len(kl))], digits=6) if kl else [[], []]
     return {**result, **medians, "kl_high": _quantile(kl, 0.9), "kl_curve": curve}

@@ -1,7 +1,8 @@
 """What TRPO, A2C and the vanilla policy gradient share: pyppo's trainer around an update of their own.
 
 Rollouts, normalisation, advantages (GAE), networks and reports are those of `pyppo.Trainer`, acting and valuing those
-of its `TorchEngine`. What differs is the update alone, which each algorithm writes in plain torch.
+of its `TorchEngine`. What differs is the update alone, which each algorithm writes in plain torch. `EngineTrainer`, the
+trainer around another engine, also serves the measurements of epochs.py and clipping.py (`_experiments.py`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from _command import add_length, count
 from table1_settings import SETTINGS, WRITTEN_OUT_LATER
 from torch import Tensor, nn
 
@@ -83,8 +85,8 @@ def run_program(doc: str | None, engine: Engine, settings: Any, fields: Mapping[
     """The command line of a program: one run, with progress shown."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("env", metavar="ENV", help="an environment of EnvPool, without action masks")
-    parser.add_argument("--seed", type=int, default=1, help="default: 1")
-    parser.add_argument("--steps", type=int, default=1_000_000, help="default: 1000000")
+    parser.add_argument("--seed", type=count, default=1, help="default: 1")
+    add_length(parser)
     given = parser.parse_args()
     try:
         config = Config(env_id=given.env, seed=given.seed, total_timesteps=given.steps, **fields)

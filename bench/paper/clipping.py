@@ -16,11 +16,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import _clips_and_epochs
 import _pictures
-import _restraint
+from _clips_and_epochs import STANDARD_EPOCHS, Runs, clip_name, small
 from _page import Page
 from _report import provenance
-from _restraint import STANDARD_EPOCHS, Runs, clip_name, small
 from tables import table
 
 CLIPS = (0.05, 0.1, 0.2, 0.3, 0.5, None)
@@ -68,11 +68,11 @@ def write_report(runs: Runs, page: Page) -> None:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    return _restraint.parse(__doc__, arguments)
+    return _clips_and_epochs.parse(__doc__, arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    _restraint.run(parse(arguments), [(STANDARD_EPOCHS, clip) for clip in CLIPS], "clipping", write_report)
+    _clips_and_epochs.run(parse(arguments), [(STANDARD_EPOCHS, clip) for clip in CLIPS], "clipping", write_report)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import _clips_and_epochs
 import _pictures
-import _restraint
+from _clips_and_epochs import STANDARD_CLIP, Runs, small
 from _page import Page
 from _report import provenance
-from _restraint import STANDARD_CLIP, Runs, small
 from tables import table
 
 EPOCHS = (1, 3, 10, 20)
@@ -69,11 +69,13 @@ def write_report(runs: Runs, page: Page) -> None:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    return _restraint.parse(__doc__, arguments)
+    return _clips_and_epochs.parse(__doc__, arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    _restraint.run(parse(arguments), [(epochs, clip) for epochs in EPOCHS for clip in CLIPS], "epochs", write_report)
+    _clips_and_epochs.run(
+        parse(arguments), [(epochs, clip) for epochs in EPOCHS for clip in CLIPS], "epochs", write_report
+    )
 
 
 if __name__ == "__main__":

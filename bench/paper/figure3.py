@@ -27,15 +27,15 @@ import a2c
 import table1
 import trpo
 import vpg
-from _command import STEPS, add_arguments, add_length, add_seeds, finish, page_of
+from _command import STEPS, add_arguments, add_choice, add_file, add_length, add_seeds, finish, page_of
 from _page import Page
-from _report import curve_of, provenance, settings_text
+from _report import panels, provenance, settings_text
 from _runs import Failure, Job, Record, finished, run_jobs
-from table1_settings import ENVIRONMENTS, SETTINGS, completed
-from tables import ROOT, table
+from table1_settings import ENVIRONMENTS, SETTINGS, upgraded
+from tables import table
 from update_cost import cost_rows, milliseconds
 
-from pyppo.plot import Curve, draw
+from pyppo.plot import draw
 
 SEEDS = range(1, 6)
 SECTIONS = ("figure3", "figure3-cost", "figure3-settings")  # of docs/results.md
@@ -98,7 +98,7 @@ def job_of(algorithm: str, env_id: str, seed: int, steps: int) -> Job:
     one = ALGORITHMS[algorithm]
     arguments = {"algorithm": algorithm, "env_id": env_id, "seed": seed}
     arguments |= {"fields": {**one.fields, "total_timesteps": steps}, "settings": one.settings}
-    return Job(f"{algorithm}/{env_id}/s{seed}", _experiments.run_algorithm, arguments, float(steps), completed)
+    return Job(f"{algorithm}/{env_id}/s{seed}", _experiments.run_algorithm, arguments, float(steps), upgraded)
 
 
 Cell = tuple[str, str]
@@ -146,11 +146,12 @@ def score_table(runs: Runs) -> str:
 
 
 def time_table(runs: Runs) -> str | None:
-    """What the updates of whole runs took, for all but PPO; means over all environments and seeds."""
+    """What the updates of whole runs took, for all but PPO, which Table 1 does not time; means over all runs."""
     lines = []
     for name in _experiments.ENGINES:
         one = ALGORITHMS[name]
         results = [record["result"] for (found, _), records in runs.items() if found == name for record in records]
+        results = [result for result in results if result["updates"]]  # not one that diverged in its first
         if not results:
             continue
         update = sum(x["phases"]["update"] for x in results)
@@ -177,17 +178,6 @@ def settings_table() -> str:
     return table(["algorithm", "of `pyppo.Config`", "its own", "from"], lines)
 
 
-def curves(runs: Runs) -> dict[str, dict[str, list[Curve]]]:
-    """What is drawn: a panel an environment."""
-    panels: dict[str, dict[str, list[Curve]]] = {}
-    for env_id in ENVIRONMENTS:
-        for name, one in ALGORITHMS.items():
-            found = map(curve_of, runs.get((name, env_id), []))
-            if lines := [curve for curve in found if curve is not None]:
-                panels.setdefault(env_id, {})[f"{one.title} ({len(lines)})"] = lines
-    return panels
-
-
 def cost_table(path: Path) -> str:
     """What update_cost.py measured."""
     if not path.exists():
@@ -211,9 +201,10 @@ def write_report(runs: Runs, page: Page, cost: Path) -> None:
         text += f"\n\n{score_table(runs)}"
     if (times := time_table(runs)) is not None:
         costs += f"\n\nOf figure 3's runs:\n\n{times}"
-    if panels := curves(runs):
+    lines = [(e, one.title, runs.get((name, e), [])) for e in ENVIRONMENTS for name, one in ALGORITHMS.items()]
+    if drawn := panels(lines):
         caption = "Returns of four algorithms, mean and range over seeds"
-        text += page.picture("figure3.png", caption, lambda path: draw(panels, path, size=(4.4, 3.0)))
+        text += page.picture("figure3.png", caption, lambda path: draw(drawn, path, size=(4.4, 3.0)))
     page.section("figure3", text)
     page.section("figure3-cost", costs)
     page.section("figure3-settings", settings_table())
@@ -221,14 +212,13 @@ def write_report(runs: Runs, page: Page, cost: Path) -> None:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--algorithms", nargs="+", choices=list(ALGORITHMS), default=list(ALGORITHMS), metavar="NAME")
-    parser.add_argument("--only", nargs="+", choices=ENVIRONMENTS, default=list(ENVIRONMENTS), metavar="ENV")
+    add_choice(parser, "--algorithms", ALGORITHMS, "NAME")
+    add_choice(parser, "--only", ENVIRONMENTS, "ENV")
     add_seeds(parser, SEEDS, f"1-{SEEDS[-1]}")
     add_length(parser)
     add_arguments(parser, "figure3.jsonl")
-    parser.add_argument("--table1", type=Path, default=ROOT / "bench/results/table1.jsonl", metavar="FILE",
-                        help="results with PPO's runs")  # fmt: skip
-    parser.add_argument("--cost", type=Path, default=ROOT / "bench/results/update_cost.json", metavar="FILE")
+    add_file(parser, "--table1", "table1.jsonl", "where PPO's runs are")
+    add_file(parser, "--cost", "update_cost.json", "what update_cost.py measured")
     return parser.parse_args(arguments)
 
 

@@ -21,14 +21,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import plain_ppo
 import table1
-from _command import STEPS, add_arguments, add_length, add_seeds, finish, page_of
+from _command import STEPS, add_arguments, add_choice, add_file, add_length, add_seeds, finish, page_of
 from _common import score_text
 from _experiments import scores_text
-from _report import interval, provenance
+from _report import by_seed, interval, provenance, seeds_title
 from _run_statistics import difference_interval
 from _runs import Job, Record, finished, run_jobs
 from _training import thinned
-from tables import ROOT, table
+from tables import table
 
 ENVIRONMENTS = ("HalfCheetah-v4", "Hopper-v4", "Walker2d-v4")
 SEEDS, MOST_SEEDS = range(1, 6), range(1, 11)  # of the plain program, of the library
@@ -51,13 +51,13 @@ def job_of(variant: str, env_id: str, seed: int, steps: int) -> Job:
     return Job(f"plain, {variant}/{env_id}/s{seed}", train, arguments, float(steps))
 
 
-def row(env_id: str, variant: str, plain: Sequence[Record], ours: Sequence[Record]) -> list[str]:
-    """A line of the table."""
+def row(env_id: str, variant: str, plain: Sequence[Record], ours: Sequence[Record], seeds: Sequence[int]) -> list[str]:
+    """A line of the table; `seeds` are those of its column of single scores."""
     both = [[x["result"]["score"] for x in runs if x["result"]["score"] is not None] for runs in (plain, ours)]
     difference = "–"
     if all(both):
         difference = interval(difference_interval(both[1], both[0]), [both[1]], [both[0]], text=score_text)
-    each = ", ".join(map(score_text, both[0])) or "–"
+    each = by_seed(seeds, {x["arguments"]["seed"]: x["result"]["score"] for x in plain})
     seconds = [f"{np.median([x['cpu_seconds'] for x in runs]):.0f}" if runs else "–" for runs in (plain, ours)]
     return [env_id, variant, scores_text(plain), scores_text(ours), difference, each, *seconds]
 
@@ -65,24 +65,31 @@ def row(env_id: str, variant: str, plain: Sequence[Record], ours: Sequence[Recor
 def report(given: argparse.Namespace) -> str:
     """What there is, as Markdown."""
     seeds = sorted({*given.seeds, *MOST_SEEDS})
-    lines, records = [], []
-    for env_id in ENVIRONMENTS:
-        ours = finished([table1.job_of(*OURS, env_id, seed, given.steps) for seed in seeds], given.table1, quiet=True)
-        for variant in VARIANTS:
-            plain = finished([job_of(variant, env_id, seed, given.steps) for seed in seeds], given.results, quiet=True)
-            lines.append(row(env_id, variant, list(plain.values()), list(ours.values())))
-            records += plain.values()
+    cells = [(env_id, variant) for env_id in ENVIRONMENTS for variant in VARIANTS]
+    plain = {
+        (env_id, variant): list(
+            finished([job_of(variant, env_id, seed, given.steps) for seed in seeds], given.results, quiet=True).values()
+        )
+        for env_id, variant in cells
+    }
+    records = [record for runs in plain.values() for record in runs]
+    shown = sorted({record["arguments"]["seed"] for record in records})
+    lines = []
+    for env_id, variant in cells:
+        jobs = [table1.job_of(*OURS, env_id, seed, given.steps) for seed in seeds]
+        ours = list(finished(jobs, given.table1, quiet=True).values())
+        lines.append(row(env_id, variant, plain[env_id, variant], ours, shown))
     columns = ["environment", "statistics follow", "plain torch (seeds)", "the library (seeds)",
-               "library - plain [95 %]", "plain torch, seeds 1, 2, …", "its CPU seconds a run",
+               "library - plain [95 %]", seeds_title("plain torch", shown), "its CPU seconds a run",
                "the library's"]  # fmt: skip
     return f"{provenance(records)}\n\n{table(columns, lines)}"
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=ENVIRONMENTS, default=list(ENVIRONMENTS), metavar="ENV")
+    add_choice(parser, "--only", ENVIRONMENTS, "ENV")
     add_seeds(parser, SEEDS, f"1-{SEEDS[-1]}")
-    parser.add_argument("--table1", type=Path, default=ROOT / "bench/results/table1.jsonl", metavar="FILE")
+    add_file(parser, "--table1", "table1.jsonl", "where the library's runs are")
     add_length(parser)
     add_arguments(parser, "plain.jsonl")
     return parser.parse_args(arguments)

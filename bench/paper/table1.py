@@ -1,6 +1,6 @@
 """Table 1 of Schulman et al. 2017 (arXiv 1707.06347): seven MuJoCo environments, eleven surrogates, 1M steps each.
 
-    python bench/paper/table1.py [--settings X Y] [--seeds 1-3] [--clip-seeds 1-10] [--steps 1000000] [--parallel 2]
+    python bench/paper/table1.py [--settings X Y] [--only ENV ...] [--seeds 1-3] [--clip-seeds 1-10] [--parallel 2]
     python bench/paper/table1.py --report
 
 One call runs what is missing, says how long that takes, and can be broken off at any time. Runs come seed by seed, so
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import table1_report
-from _command import STEPS, add_arguments, add_length, add_seeds, finish, page_of
+from _command import STEPS, add_arguments, add_choice, add_length, add_seeds, finish, page_of
 from _runs import Job, run_jobs
 from _training import train_run
-from table1_settings import CLIPS, ENVIRONMENTS, SETTINGS, VARIANTS, completed
+from table1_settings import CLIPS, ENVIRONMENTS, SETTINGS, VARIANTS, upgraded
 
 import pyppo
 from pyppo.envpool_envs import env_spaces
@@ -63,28 +63,32 @@ def random_policy(env_id: str, episodes: int) -> dict[str, Any]:
 def job_of(setting: str, variant: str, env_id: str, seed: int, steps: int) -> Job:
     """One run."""
     arguments = {"env_id": env_id, "seed": seed, "fields": fields_of(setting, variant, steps)}
-    return Job(f"{setting}/{variant}/{env_id}/s{seed}", train, arguments, float(steps), completed)
+    return Job(f"{setting}/{variant}/{env_id}/s{seed}", train, arguments, float(steps), upgraded)
 
 
-def jobs_of(settings: Sequence[str], seeds: Sequence[int], clip_seeds: Sequence[int], steps: int) -> list[Job]:
+def jobs_of(
+    settings: Sequence[str], environments: Sequence[str], seeds: Iterable[int], clip_seeds: Iterable[int], steps: int
+) -> list[Job]:
     """All runs: the random policy, then setting by setting, seed by seed, every variant in every environment."""
+    seeds, clip_seeds = set(seeds), set(clip_seeds)
     jobs = [
         Job(f"random/{env_id}", random_policy, {"env_id": env_id, "episodes": RANDOM_EPISODES}, RANDOM_WEIGHT)
-        for env_id in ENVIRONMENTS
+        for env_id in environments
     ]
     for setting in settings:
-        for seed in sorted({*seeds, *clip_seeds}):
+        for seed in sorted(seeds | clip_seeds):
             for variant in VARIANTS:
                 if seed in (clip_seeds if variant in CLIPS else seeds):
-                    jobs += [job_of(setting, variant, env_id, seed, steps) for env_id in ENVIRONMENTS]
+                    jobs += [job_of(setting, variant, env_id, seed, steps) for env_id in environments]
     return jobs
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), help="default: X Y")
-    add_seeds(parser, SEEDS, f"1-{SEEDS[-1]}, of the other variants")
-    add_seeds(parser, CLIP_SEEDS, f"1-{CLIP_SEEDS[-1]}, of the clip variants", "--clip-seeds")
+    add_choice(parser, "--settings", SETTINGS, "SETTING")
+    add_choice(parser, "--only", ENVIRONMENTS, "ENV")
+    add_seeds(parser, None, f"1-{SEEDS[-1]}, and 1-{CLIP_SEEDS[-1]} for the clip variants")
+    add_seeds(parser, None, f"--seeds, or 1-{CLIP_SEEDS[-1]}; of the clip variants", "--clip-seeds")
     add_length(parser)
     add_arguments(parser, "table1.jsonl")
     return parser.parse_args(arguments)
@@ -93,11 +97,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     given = parse(arguments)
     page = page_of(given, [f"table1-{setting}" for setting in given.settings], full=given.steps == STEPS)
-    jobs = jobs_of(given.settings, given.seeds, given.clip_seeds, given.steps)
+    seeds, clip_seeds = given.seeds or SEEDS, given.clip_seeds or given.seeds or CLIP_SEEDS
+    jobs = jobs_of(given.settings, given.only, seeds, clip_seeds, given.steps)
     failures = [] if given.report else run_jobs(jobs, given.results, parallel=given.parallel)
     # The page is of the whole plan, and of what goes beyond it, whatever was run now.
-    seeds, clip_seeds = {*given.seeds, *SEEDS}, {*given.clip_seeds, *CLIP_SEEDS}
-    everything = jobs_of(given.settings, sorted(seeds), sorted(clip_seeds), given.steps)
+    whole = {*seeds, *SEEDS}, {*clip_seeds, *CLIP_SEEDS}
+    everything = jobs_of(given.settings, ENVIRONMENTS, *whole, given.steps)
     for setting in given.settings:
         table1_report.write(table1_report.read(everything, given.results, setting), page)
     finish(failures)

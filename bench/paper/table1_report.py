@@ -6,12 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from _common import console, score_text
 from _page import Page
-from _report import curve_of, higher_or_lower, interval, plus_minus, provenance, settings_text
+from _report import higher_or_lower, interval, panels, plus_minus, provenance, settings_text
 from _run_statistics import iqm_interval, mean_interval, probability_of_improvement
 from _runs import Job, Record, finished
 from table1_settings import CLIPS, ENVIRONMENTS, PAPER, SETTING_TITLES, SETTINGS, VARIANTS
@@ -110,18 +109,35 @@ def aggregate_table(found: Table) -> str:
     best = {env_id: top for env_id, (top, _) in best_of(scores).items()}
     ours = scaled(scores, found.random, best)
     by_run = scaled(scores, found.random, best_run_of(scores))
+    alike = shared_seeds(found)
     lines = []
     for variant, by_env in found.records.items():
         runs = [record for records in by_env.values() for record in records]
-        cells = ["–", "–", "–"]
+        cells = ["–", "–", "–", "–"]
         if variant in ours:
             of_runs, alone = list(ours[variant].values()), list(by_run[variant].values())
             cells = [interval(estimate, of_runs) for estimate in (mean_interval(of_runs), iqm_interval(of_runs))]
+            pairs = [zip(ours[variant][env_id], by_env[env_id], strict=True) for env_id in ENVIRONMENTS]
+            same = [[score for score, record in one if _seed(record) in alike] for one in pairs]
+            cells.append(f"{mean_interval(same).value:.2f}" if alike else "–")
             cells.append(f"{mean_interval(alone).value:.2f}")
         diverged = sum(record["result"]["diverged"] is not None for record in runs)
         lines.append([variant, f"{PAPER[variant]:.2f}", *cells, str(len(runs)), str(diverged)])
-    columns = ["surrogate", "paper", "mean [95 %]", "interquartile mean [95 %]", "best run = 1", "runs", "diverged"]
+    columns = ["surrogate", "paper", "mean [95 %]", "interquartile mean [95 %]",
+               f"mean, seeds {', '.join(map(str, sorted(alike))) or 'that all have'}", "mean, best run = 1", "runs",
+               "diverged"]  # fmt: skip
     return table(columns, lines)
+
+
+def shared_seeds(found: Table) -> set[int]:
+    """The seeds that all variants have in all environments, of those that were run in all: seeds are lucky or not."""
+    of_whole = [by_env for by_env in found.records.values() if all(by_env.values())]
+    cells = [{_seed(record) for record in runs} for by_env in of_whole for runs in by_env.values()]
+    return set.intersection(*cells) if cells else set()
+
+
+def _seed(record: Record) -> int:
+    return int(record["arguments"]["seed"])
 
 
 def score_table(found: Table) -> str:
@@ -196,22 +212,11 @@ def settings_table(setting: str) -> str:
     return table(["surrogate", "of `pyppo.Config`"], lines)
 
 
-def curves(found: Table) -> dict[str, dict[str, list[Any]]]:
-    """What is drawn: a panel an environment."""
-    panels: dict[str, dict[str, list[Any]]] = {}
-    for env_id in ENVIRONMENTS:
-        for variant in DRAWN:
-            lines = [curve for record in found.records[variant][env_id] if (curve := curve_of(record)) is not None]
-            if lines:
-                panels.setdefault(env_id, {})[f"{variant} ({len(lines)})"] = lines
-    return panels
-
-
 def write(found: Table, page: Page) -> None:
     """The setting's part of results.md, and its picture, if there is anything."""
     text = report(found)
-    if panels := curves(found):
+    if drawn := panels((e, variant, found.records[variant][e]) for e in ENVIRONMENTS for variant in DRAWN):
         caption = "Returns of four of the surrogates, mean and range over seeds"
-        text += page.picture(f"table1-{found.setting}.png", caption, lambda path: draw(panels, path, size=(4.4, 3.0)))
+        text += page.picture(f"table1-{found.setting}.png", caption, lambda path: draw(drawn, path, size=(4.4, 3.0)))
     page.section(f"table1-{found.setting}", text)
     console.print(f"setting {found.setting}: {len(found.all_records)} of {found.asked} runs")

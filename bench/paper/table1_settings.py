@@ -53,6 +53,6 @@ SETTING_TITLES = {
 }
 
 
-def completed(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def upgraded(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """An older run's arguments, with what was not written out then."""
     return {**arguments, "fields": {**WRITTEN_OUT_LATER, **arguments["fields"]}}

@@ -38,7 +38,7 @@ class Settings:
     damping: float = 0.1
     """Added to the Fisher matrix's diagonal."""
     fisher_stride: int = 5
-    """The Fisher matrix is estimated from every so manieth row (2015 paper, appendix C: from a part of the rows)."""
+    """The Fisher matrix is estimated from one row in so many (2015 paper, appendix C: from a part of the rows)."""
     max_backtracks: int = 10
     """Lengths that the line search tries, each half of the last."""
     critic_epochs: int = 5

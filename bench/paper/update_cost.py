@@ -22,6 +22,7 @@ import a2c
 import torch
 import trpo
 import vpg
+from _command import check_writable, positive
 from _common import alternate, console, machine, show_facts, show_table, warn_if_busy, write_json
 from _runs import commit
 from table1_settings import ENVIRONMENTS, SETTINGS
@@ -146,7 +147,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="HalfCheetah-v4", choices=ENVIRONMENTS, metavar="ENV")
     parser.add_argument("--seconds", type=float, default=30.0, help="of measuring altogether (default: 30)")
-    parser.add_argument("--iterations", type=int, default=20, help="of PPO before (default: 20)")
+    parser.add_argument("--iterations", type=positive, default=20, help="of PPO before (default: 20)")
     parser.add_argument("--json", type=Path, default=ROOT / "bench/results/update_cost.json", metavar="FILE")
     return parser.parse_args(arguments)
 
@@ -155,14 +156,15 @@ def main(arguments: list[str] | None = None) -> None:
     given = parse(arguments)
     torch.set_num_threads(1)
     ops.set_num_threads(1)
-    facts = machine()
+    check_writable("--json", given.json)
+    facts, measured = machine(), commit()
     show_facts("machine", facts)
     warn_if_busy(facts)
     found = measure(given.env, given.seconds, given.iterations)
     show_table(given.env, *cost_rows(found))
     console.print("docs/results.md takes these through figure3.py --report")
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
-    write_json(given.json, {**found, "machine": facts, "date": date, "commit": commit()})
+    write_json(given.json, {**found, "machine": facts, "date": date, "commit": measured})
 
 
 if __name__ == "__main__":

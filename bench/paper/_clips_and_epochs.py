@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import _experiments
-from _command import STEPS, add_arguments, add_length, add_seeds, finish, page_of
+from _command import STEPS, add_arguments, add_choice, add_length, add_seeds, finish, page_of
 from _page import Page
 from _runs import Job, Record, finished, run_jobs
-from table1_settings import SETTINGS, completed
+from table1_settings import SETTINGS, upgraded
 
 ENVIRONMENTS = ("HalfCheetah-v4", "Hopper-v4", "Walker2d-v4")
 SEEDS = range(1, 6)
@@ -43,7 +43,7 @@ def job_of(variant: Variant, env_id: str, seed: int, steps: int) -> Job:
     key = f"epochs {epochs}, clip {clip_name(clip)}/{env_id}/s{seed}"
     arguments = {"env_id": env_id, "seed": seed, "fields": fields_of(variant, steps)}
     weight = steps * (0.5 + 0.5 * epochs / STANDARD_EPOCHS)
-    return Job(key, _experiments.run_measured, arguments, weight, completed)
+    return Job(key, _experiments.run_measured, arguments, weight, upgraded)
 
 
 class Runs:
@@ -95,7 +95,7 @@ def small(values: Sequence[float]) -> str:
 def parse(doc: str | None, arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line of either."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=ENVIRONMENTS, default=list(ENVIRONMENTS), metavar="ENV")
+    add_choice(parser, "--only", ENVIRONMENTS, "ENV")
     add_seeds(parser, SEEDS, f"1-{SEEDS[-1]}")
     add_length(parser)
     add_arguments(parser, "clipping.jsonl")
