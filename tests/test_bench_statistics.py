@@ -152,6 +152,14 @@ def test_permutations_drawn_agree_with_those_counted(statistics):
     assert 0.01 < exact < 0.1
 
 
+@pytest.mark.parametrize(("apart", "found"), [(1.0, 0.13), (2.0, 0.54)])
+def test_how_often_a_difference_is_found(statistics, apart, found):
+    """Of five runs and three, by deviations between their means, at 0.05: as docs/results.md says of the engines."""
+    random = np.random.default_rng(7)
+    ps = [statistics.permutation_p(random.normal(apart, 1, 5), random.normal(size=3)) for _ in range(1500)]
+    assert np.mean(np.array(ps) <= 0.05) == pytest.approx(found, abs=0.04)
+
+
 def test_chance_is_seldom_taken_for_a_difference(statistics):
     random = np.random.default_rng(3)
     found = [statistics.permutation_p(random.normal(size=5), random.normal(size=3)) for _ in range(1000)]
