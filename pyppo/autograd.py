@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.autograd.function import once_differentiable
 
 from pyppo._C import is_one
 
@@ -27,12 +26,16 @@ class _Loss(torch.autograd.Function):
     def forward(ctx: Any, result: tuple[Tensor | None, Tensor, tuple[Tensor | None, ...]], *inputs: Any) -> Tensor:
         loss, stats, grads = result
         ctx.save_for_backward(*grads)
+        ctx.inputs = inputs  # what `_Once` refuses derivatives with respect to
         return stats[0].clone() if loss is None else loss
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
-        # once_differentiable makes a second derivative an error; its own cost is worth saving where none can follow.
-        return _scale_once(ctx, *grad_outputs) if torch.is_grad_enabled() else _scale(ctx, *grad_outputs)
+    def backward(ctx: Any, by: Tensor) -> tuple[Any, ...]:
+        scaled = _scale(ctx, by)
+        if not torch.is_grad_enabled():
+            return scaled
+        through = [by, *(x for x, need in zip(ctx.inputs, ctx.needs_input_grad[1:], strict=True) if need)]
+        return tuple(None if grad is None else _Once.apply(grad, *through) for grad in scaled)
 
 
 def _scale(ctx: Any, by: Tensor) -> tuple[Any, ...]:
@@ -42,7 +45,24 @@ def _scale(ctx: Any, by: Tensor) -> tuple[Any, ...]:
     return (None, *[grad * by if need else None for grad, need in scaled])
 
 
-_scale_once = once_differentiable(_scale)
+class _Once(torch.autograd.Function):
+    """A gradient as it is, while its own graph is made (`create_graph=True`); whoever goes through that is refused.
+
+    torch's `once_differentiable` would not do: it leaves a gradient without a graph where the incoming one has none,
+    and a Hessian of zeros is wrong.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, *through: Tensor) -> Tensor:
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> tuple[Any, ...]:
+        raise RuntimeError(
+            "pyppo's losses have a first derivative only: their kernels compute no second one. pyppo.reference has the "
+            "same losses in plain torch, which can be differentiated twice"
+        )
+
 
 # differentiable(a kernel's result, its differentiable inputs): the loss. `Function.apply` in Python prepares its
 # arguments for functorch, whose tensors no kernel takes, and then calls this `apply`, of its C++ base class.

@@ -21,11 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gymnasium import spaces
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pyppo.actions import Distribution
 from pyppo.config import Config
+from pyppo.features import space_to_dict
 from pyppo.policy import BUILT_IN, ActorCriticPolicy, policy_from_recipe
 
 FORMAT = "pyppo-checkpoint-1"
@@ -36,7 +39,7 @@ _STATE = ("step", "iteration", "rebuild", "time", "kl_coef", "learning_rate", "e
 _FIXED = (
     "env_id", "num_envs", "norm_obs", "clip_obs", "network", "hidden_sizes", "shared_trunk", "activation",
     "log_std_init", "state_dependent_std", "image_scale", "image_symbols", "recurrent", "recurrent_size",
-    "action_bounds",
+    "action_bounds", "run_dir",
 )  # fmt: skip
 _HASHED = {"model.safetensors": "sha256", "optimizer.safetensors": "optimizer_sha256"}
 
@@ -146,18 +149,32 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise TypeError(f"path is {path!r}; it must be the path of a run folder or a checkpoint in one")
     folder = find_checkpoint(Path(path))
     try:
-        state = json.loads((folder / "state.json").read_text())
-        if not isinstance(state, dict) or state.get("format") != FORMAT:
-            found = state.get("format") if isinstance(state, dict) else type(state).__name__
-            raise ValueError(f"state.json has format {found!r}; it must be {FORMAT!r}")
-        if missing := [name for name in ("step", "policy", *_HASHED.values()) if name not in state]:
-            raise ValueError(f"state.json lacks {', '.join(missing)}")
+        state = read_state(folder)
         model, optimizer = (_load_hashed(folder / name, state[key]) for name, key in _HASHED.items())
     except (OSError, ValueError, SafetensorError) as error:
         others = [p.name for p in _complete(folder.parent) if p != folder]
         hint = f"; other checkpoints of this run: {', '.join(others)}" if others else ""
         raise ValueError(f"{folder} is not a usable checkpoint: {error}{hint}") from error
     return Checkpoint(folder, model, optimizer, state)
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The `state.json` of a checkpoint folder; what every checkpoint has is looked at.
+
+    Raises:
+        OSError, ValueError: there is none, or it is not one of pyppo's, or a damaged one.
+    """
+    state = json.loads((folder / "state.json").read_text())
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        found = state.get("format") if isinstance(state, dict) else type(state).__name__
+        raise ValueError(f"state.json has format {found!r}; it must be {FORMAT!r}")
+    if missing := [name for name in ("step", "policy", *_HASHED.values()) if name not in state]:
+        raise ValueError(f"state.json lacks {', '.join(missing)}")
+    if type(state["step"]) is not int:
+        raise ValueError(f"state.json has step {state['step']!r}; it must be an integer")
+    if not isinstance(state["policy"], dict) or not isinstance(state["policy"].get("class"), str):
+        raise ValueError(f"state.json has policy {state['policy']!r}; it must be an object that names its class")
+    return state
 
 
 def _load_hashed(path: Path, sha256: str) -> dict[str, Tensor]:
@@ -217,6 +234,10 @@ def check_resume(checkpoint: Checkpoint, config: Config, *, own_envs: bool) -> N
     """
     run, state = checkpoint.run, checkpoint.state
     missing = [f"state.json lacks {name}" for name in _STATE if name not in state]
+    numbers = [name for name in _STATE if name in state and name != "episodes"]
+    missing += [
+        f"state.json has {name} {state[name]!r}" for name in numbers if not isinstance(state[name], (int, float))
+    ]
     if "rollout.steps" not in checkpoint.optimizer:
         missing.append("optimizer.safetensors lacks rollout.steps")
     if missing:
@@ -233,6 +254,40 @@ def check_resume(checkpoint: Checkpoint, config: Config, *, own_envs: bool) -> N
             f"{run} is complete at step {state['step']:,}; total_timesteps is {config.total_timesteps:,} and must be "
             "higher to go on"
         )
+
+
+def described_spaces(obs_space: spaces.Dict, distribution: Distribution) -> dict[str, Any]:
+    """What a checkpoint keeps of its environments, JSON values: observations by name, and actions."""
+    actions = distribution.to_dict()
+    return {
+        "obs_space": {name: space_to_dict(space) for name, space in obs_space.items()},
+        "actions": {name: actions[name] for name in ("kind", "shape", "nvec", "start")},
+    }
+
+
+def check_spaces(checkpoint: Checkpoint, obs_space: spaces.Dict, distribution: Distribution) -> None:
+    """Check that environments give and take what the run's did. A checkpoint that does not say so fits any.
+
+    Raises:
+        ValueError: they do not; names the observation, what it is and what it must be.
+    """
+    state, now = checkpoint.state, described_spaces(obs_space, distribution)
+    if "obs_space" not in state:
+        return
+    like = f"as in the run {checkpoint.run} that is resumed"
+    was, given = state["obs_space"], now["obs_space"]
+    if was.keys() != given.keys():
+        raise ValueError(f"the environments give observations {sorted(given)}; they must be {sorted(was)}, {like}")
+    for name, space in given.items():
+        if _as_stored(space) != _as_stored(was[name]):
+            raise ValueError(f"the environments give observation {name!r} as {space}; it must be {was[name]}, {like}")
+    if now["actions"] != state["actions"]:
+        raise ValueError(f"the environments take actions {now['actions']}; they must be {state['actions']}, {like}")
+
+
+def _as_stored(space: Mapping[str, Any]) -> dict[str, Any]:
+    """A described space as the policy sees it: all floats are float32."""
+    return {**space, "dtype": "float" if str(space.get("dtype")).startswith("float") else space.get("dtype")}
 
 
 def restore_policy(checkpoint: Checkpoint, policy: nn.Module | None = None) -> nn.Module:

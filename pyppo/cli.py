@@ -10,7 +10,9 @@ import math
 import os
 import platform
 import re
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -38,6 +40,7 @@ usage: pyppo COMMAND ...
   pyppo bench [ENV]                        training steps a second and where the time goes
 
   pyppo COMMAND --help                     more about one of them
+  pyppo --version                          the version alone
 """
 
 
@@ -79,8 +82,8 @@ def _make_trainer(config: Config, quiet: bool, resume_from: Checkpoint | None = 
         return Trainer(config, quiet=quiet, resume_from=resume_from)
 
 
-def _whole(text: str) -> int:
-    """An integer as people write one: 1000000, 1_000_000 or 1e6."""
+def integer(text: str) -> int:
+    """As people write one: 1000000, 1_000_000 or 1e6. argparse's messages have this name."""
     try:
         return int(text)
     except ValueError:
@@ -94,14 +97,14 @@ _registry = tyro.constructors.ConstructorRegistry()
 
 
 @_registry.primitive_rule
-def _whole_rule(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[int] | None:
-    """Integer flags are read by `_whole`."""
+def _integer_rule(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[int] | None:
+    """Integer flags are read by `integer`."""
     if info.type is not int:
         return None
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
         metavar="INT",
-        instance_from_str=lambda texts: _whole(texts[0]),
+        instance_from_str=lambda texts: integer(texts[0]),
         is_instance=lambda value: isinstance(value, int) and not isinstance(value, bool),
         str_from_instance=lambda value: [str(value)],
     )
@@ -117,6 +120,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not given or given[0] in ("-h", "--help"):
         print(_USAGE, end="")
         return 0 if given else 2
+    if given[0] == "--version":
+        print(_installed_version("pyppo"))
+        return 0
     command = _COMMANDS.get(given[0])
     if command is None:
         return _fail(f"no command {given[0]!r}; it must be one of {', '.join(_COMMANDS)}", 2)
@@ -162,7 +168,7 @@ class _Settings:
 def _train(arguments: list[str]) -> int:
     named = bool(arguments) and not arguments[0].startswith("-")
     if not named and not {"-h", "--help"} & set(arguments):
-        raise _RefusedError("ENV is missing; it must be an environment's name, as in `pyppo train CartPole-v1`")
+        raise _RefusedError("ENV is missing; it must come first, as in `pyppo train CartPole-v1`")
     env_id, flags = (arguments[0], arguments[1:]) if named else ("CartPole-v1", arguments)
     with _plainly():
         config, options = _parse_settings(Config.for_env(env_id), flags)
@@ -198,7 +204,7 @@ def _name_and_value(text: str) -> tuple[str, Any]:
 def _resume(arguments: list[str]) -> int:
     parser = _parser("resume", "Go on from a run's latest checkpoint, in the same run folder.")
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder, or a checkpoint folder in one")
-    parser.add_argument("--total-timesteps", type=_whole, help="train until this many steps instead")
+    parser.add_argument("--total-timesteps", type=integer, help="train until this many steps instead")
     parser.add_argument("--quiet", action="store_true", help="say nothing but what needs attention")
     parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard files into the run folder")
     given = parser.parse_args(arguments)
@@ -237,7 +243,8 @@ def _run(trainer: Trainer, options: _Options) -> int:
             with _plainly():
                 board = TensorBoard(trainer.run_dir / "tensorboard")
             trainer.callbacks.append(board)
-        result = trainer.train()
+        with _told_to_end():
+            result = trainer.train()
         if board is not None:
             board.close()
     if not options.quiet and result.history:
@@ -248,6 +255,31 @@ def _run(trainer: Trainer, options: _Options) -> int:
     return 130 if result.interrupted else 0
 
 
+@contextmanager
+def _told_to_end() -> Iterator[None]:
+    """SIGTERM and SIGHUP, with which schedulers and closed terminals end a program, as `SystemExit`: training saves.
+
+    Not where they are ignored, as under `nohup`, nor where they cannot be caught, which is outside of the main thread.
+    """
+
+    def end(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
+        before = {number: signal.signal(number, end) for number in numbers}
+    try:
+        yield
+    except SystemExit as error:
+        for note in getattr(error, "__notes__", ()):
+            print(f"pyppo: {note}", file=sys.stderr)
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 # --- the other commands ---------------------------------------------------------------------------------------------
 
 
@@ -255,9 +287,9 @@ def _eval(arguments: list[str]) -> int:
     parser = _parser("eval", "Run whole episodes with a trained policy in environments of their own.")
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder, or a checkpoint folder in one")
     parser.add_argument("--env", help="another environment than the one trained on")
-    parser.add_argument("--episodes", type=int, default=10, help="how many (default: 10)")
-    parser.add_argument("--num-envs", type=int, help="environments side by side")
-    parser.add_argument("--seed", type=int, default=0, help="of the environments and the noise (default: 0)")
+    parser.add_argument("--episodes", type=integer, default=10, help="how many (default: 10)")
+    parser.add_argument("--num-envs", type=integer, help="environments side by side")
+    parser.add_argument("--seed", type=integer, default=0, help="of the environments and the noise (default: 0)")
     parser.add_argument("--stochastic", action="store_true", help="sample actions instead of taking the mode")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(arguments)
@@ -384,7 +416,7 @@ def _bench(arguments: list[str]) -> int:
         "env", nargs="?", default="CartPole-v1", metavar="ENV", help="environment (default: CartPole-v1)"
     )
     parser.add_argument("--seconds", type=float, default=10.0, help="how long to measure (default: 10)")
-    parser.add_argument("--num-envs", type=int, help="environments side by side, instead of the preset's")
+    parser.add_argument("--num-envs", type=integer, help="environments side by side, instead of the preset's")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(arguments)
     if not given.seconds > 0:

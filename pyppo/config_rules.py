@@ -8,6 +8,7 @@ import operator
 import os
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 
@@ -51,7 +52,8 @@ def _str(value: Any) -> str:
 
 
 def _path(value: Any) -> str:
-    return _str(os.fspath(value))
+    text = _str(os.fspath(value))
+    return str(Path(text).expanduser()) if text == "~" or text.startswith("~/") else text
 
 
 def _sizes(value: Any) -> tuple[int, ...]:
@@ -72,6 +74,10 @@ def _choice(*options: str) -> Rule:
 
 def _at_least(low: int) -> Rule:
     return Rule(_int, f"an integer of at least {low}", lambda value: value >= low)
+
+
+def _between(low: int, high: int) -> Rule:
+    return Rule(_int, f"an integer from {low} to {high:,}", lambda value: low <= value <= high)
 
 
 def _or_auto(rule: Rule) -> Rule:
@@ -95,14 +101,16 @@ _NOT_NEGATIVE = Rule(_float, "a finite number of at least 0", lambda value: valu
 _POSITIVE = Rule(_float, "a finite number above 0", lambda value: value > 0)
 _POSITIVE_OR_NONE = _POSITIVE._replace(text="a finite number above 0, or None", optional=True)
 
+_MOST_THREADS = 1024  # a process that can start no more of them ends without an exception
+
 RULES: dict[str, Rule] = {
     "env_id": Rule(_str, "a non-empty string", lambda value: value.strip() != ""),
     "total_timesteps": _at_least(1),
     "seed": Rule(_int, "an integer from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63),
-    "num_envs": _at_least(1),
+    "num_envs": _between(1, 2**20),
     "num_steps": _at_least(1),
     "num_groups": _or_auto(_at_least(1)),
-    "env_threads": _or_auto(_at_least(0)),
+    "env_threads": _or_auto(_between(0, _MOST_THREADS)),
     "one_core": _or_auto(_FLAG),
     "env_options": Rule(_options, "a dict with string keys and JSON values"),
     "learning_rate": _POSITIVE,
@@ -144,7 +152,7 @@ RULES: dict[str, Rule] = {
     "engine": _choice("auto", "torch", "native", "cuda_graph"),
     "precision": _choice("fp32", "bf16"),
     "device": Rule(_str, "'auto', 'cpu', 'cuda' or 'cuda:<index>'", lambda value: bool(_DEVICE.fullmatch(value))),
-    "torch_threads": _at_least(1),
+    "torch_threads": _between(1, _MOST_THREADS),
     "run_dir": Rule(_path, "a non-empty path, or None", lambda value: value != "", optional=True),
     "save_interval": _at_least(0),
 }  # fmt: skip

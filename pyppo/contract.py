@@ -127,16 +127,21 @@ Autoreset = Literal["next_step", "same_step", "disabled"]
 
 
 def autoreset_of(env: VectorEnv, given: str | None) -> Autoreset:
-    """How `env` resets finished episodes: as `given`, else as its metadata says.
+    """How `env` resets finished episodes: as `given`, or as its metadata says.
 
     Raises:
-        ValueError: neither says, or it is no mode.
+        ValueError: neither says, they contradict each other, or it is no mode.
     """
-    mode = env.metadata.get("autoreset_mode") if given is None else given
-    name = str(getattr(mode, "value", mode)).lower().replace("_", "").replace("-", "")
-    modes: dict[str, Autoreset] = {"nextstep": "next_step", "samestep": "same_step", "disabled": "disabled"}
-    if name in modes:
-        return modes[name]
+    said = env.metadata.get("autoreset_mode")
+    mode = said if given is None else given
+    found = _autoreset(mode)
+    if found is not None:
+        if (its_own := _autoreset(said)) not in (found, None):
+            raise ValueError(
+                f"autoreset_mode is {given!r}; it must be {its_own!r} or left out, since that is what the metadata of "
+                f"these environments, a {type(env).__name__}, says"
+            )
+        return found
     if mode is None:
         raise ValueError(
             f"{type(env).__name__} does not say how it resets finished episodes (metadata['autoreset_mode']). Does the "
@@ -146,6 +151,13 @@ def autoreset_of(env: VectorEnv, given: str | None) -> Autoreset:
             "reset(options={'reset_mask': ...})? Then autoreset_mode='disabled'. (from pyppo.envs import EnvGroup)"
         )
     raise ValueError(f"autoreset_mode is {mode!r}; it must be 'next_step', 'same_step' or 'disabled'")
+
+
+def _autoreset(mode: Any) -> Autoreset | None:
+    """Gymnasium's `AutoresetMode`, or its name, as one of ours; None: it is none."""
+    name = str(getattr(mode, "value", mode)).lower().replace("_", "").replace("-", "")
+    modes: dict[str, Autoreset] = {"nextstep": "next_step", "samestep": "same_step", "disabled": "disabled"}
+    return modes.get(name)
 
 
 # --- what a step gives, as it comes ---------------------------------------------------------------------------------

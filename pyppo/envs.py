@@ -24,7 +24,7 @@ from pyppo.contract import (
     env_seed,
     finite_ends,
 )
-from pyppo.gymnasium_envs import blame, final_rows, finish_interrupted
+from pyppo.gymnasium_envs import blame, final_rows, finish_interrupted, refuse_shared
 from pyppo.masks import MASK, MASK_INFOS, ActionMask, dict_of, mask_shape, masks_in, split_mask
 from pyppo.spaces import ActionCheck, ObservationCheck, choices, dict_space, flatten_space
 
@@ -62,7 +62,8 @@ class EnvGroup:
 
     Raises:
         TypeError: not a vector environment, or a space that is not supported.
-        ValueError: the autoreset mode is unknown, or the mask does not fit the action space.
+        ValueError: the autoreset mode is unknown or contradicts the metadata, two rows are the same environment, or the
+            mask does not fit the action space.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class EnvGroup:
     ) -> None:
         if not isinstance(env, VectorEnv):
             raise TypeError(f"env is a {type(env).__name__}; it must be a gymnasium.vector.VectorEnv")
+        refuse_shared(env.unwrapped)
         self.env = env
         self.num_envs = env.num_envs
         self.first_env, self.purpose = first_env, purpose

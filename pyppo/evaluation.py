@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pyppo.actions import Distribution, stream_seed
 from pyppo.checkpoint import load_checkpoint, restore_policy
+from pyppo.config_rules import checked
 from pyppo.envpool_envs import make_envs
 from pyppo.envs import EnvGroup
 from pyppo.own_envs import as_group
@@ -85,10 +86,17 @@ def evaluate(
             nothing says which environment.
     """
     episodes = _count("episodes", episodes)
+    seed = checked("seed", seed)
     width = min(episodes, 16) if num_envs is None else _count("num_envs", num_envs)
     if isinstance(policy, (str, Path)):
         policy = load_policy(policy)
     _check_policy(policy)
+    if envs is not None:
+        given = {"num_envs": num_envs, "env_options": env_options}
+        if ignored := [name for name, value in given.items() if value is not None]:
+            raise ValueError(
+                f"{ignored[0]} is {given[ignored[0]]!r} and envs is given; it must be None, since it is EnvPool's"
+            )
     place = (envs.first_env, envs.purpose) if isinstance(envs, EnvGroup) else None
     if envs is not None:
         group = as_group(envs, purpose="evaluate")

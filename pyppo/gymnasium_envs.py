@@ -14,7 +14,7 @@ from gymnasium.vector.async_vector_env import AsyncState
 
 from pyppo.spaces import Entry, flatten_space
 
-__all__ = ["blame", "final_rows", "finish_interrupted", "make_vector_env"]
+__all__ = ["blame", "final_rows", "finish_interrupted", "make_vector_env", "refuse_shared"]
 
 _OWED_SECONDS = 10.0  # how long the answer to an interrupted call is waited for
 
@@ -33,11 +33,43 @@ def make_vector_env(envs: Sequence[str | Callable[[], gymnasium.Env]]) -> SyncVe
         if not isinstance(env, str) and not callable(env):
             raise TypeError(f"envs[{i}] is a {type(env).__name__}; it must be a gymnasium.make name or a function")
     try:
-        return SyncVectorEnv([partial(gymnasium.make, env) if isinstance(env, str) else env for env in envs])
+        return SyncVectorEnv([_maker(env, i) for i, env in enumerate(envs)])
     except gymnasium.error.Error as error:
         raise ValueError(f"envs has a name that Gymnasium cannot make: {error}") from error
     except RuntimeError as error:  # how it says that spaces differ
         raise ValueError(f"envs cannot be stepped side by side: {error}") from error
+
+
+def _maker(env: str | Callable[[], Any], index: int) -> Callable[[], gymnasium.Env]:
+    """What makes the environment of `envs[index]`, and sees that it is one."""
+    if isinstance(env, str):
+        return partial(gymnasium.make, env)
+
+    def made() -> gymnasium.Env:
+        one: Any = env()
+        if not all(hasattr(one, name) for name in ("reset", "step", "observation_space", "action_space")):
+            raise TypeError(f"envs[{index}] made a {type(one).__name__}; it must make a gymnasium.Env")
+        return one
+
+    return made
+
+
+def refuse_shared(env: VectorEnv) -> None:
+    """See that the rows of a `SyncVectorEnv` are environments of their own: one stepped by two rows belongs to neither.
+
+    Raises:
+        ValueError: two are the same object.
+    """
+    if not isinstance(env, SyncVectorEnv):
+        return
+    seen: dict[int, int] = {}
+    for row, one in enumerate(env.envs):
+        inner = getattr(one, "unwrapped", one)
+        if (first := seen.setdefault(id(inner), row)) != row:
+            raise ValueError(
+                f"environments {first} and {row} are the same {type(inner).__name__}; each must be one of its own: a "
+                "function that makes environments must make a new one in every call"
+            )
 
 
 def final_rows(final: Any, entries: Mapping[str, Entry], rows: np.ndarray) -> dict[str, np.ndarray]:

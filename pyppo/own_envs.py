@@ -70,7 +70,12 @@ def as_groups(envs: Envs) -> list[EnvGroup]:
     for env in envs:
         if not isinstance(env, (VectorEnv, EnvGroup)):
             raise TypeError(f"envs has a {type(env).__name__} among vector environments; it must be {_ENVS}")
-        groups.append(as_group(env, first_env=sum(group.num_envs for group in groups)))
+        group = as_group(env, first_env=sum(group.num_envs for group in groups))
+        if any(group.env.unwrapped is other.env.unwrapped for other in groups):
+            raise ValueError(
+                f"envs has the same {type(group.env.unwrapped).__name__} twice; each must be of environments of its own"
+            )
+        groups.append(group)
     if not groups:
         raise ValueError(f"envs is empty; it must be {_ENVS}")
     return groups

@@ -16,12 +16,14 @@ from pyppo.policy import ActorCriticPolicy, MLPPolicy, RecurrentPolicy, choose_n
 
 
 @contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Run with `count` torch threads, then with as many as before: its results depend on the number."""
+def torch_settings(threads: int) -> Iterator[None]:
+    """Run with so many torch threads, on which its results depend, and with gradients, which a caller's `no_grad` or
+    `inference_mode` would take from training in silence; then with what there was before."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(threads)
     try:
-        yield
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
     finally:
         torch.set_num_threads(before)
 
@@ -74,7 +76,7 @@ def make_policy(config: Config, obs_space: spaces.Dict, distribution: Distributi
         kind, more = RecurrentPolicy, {"recurrent": config.recurrent, "recurrent_size": config.recurrent_size}
     elif network == "mlp":
         kind = MLPPolicy
-    with torch_threads(config.torch_threads):  # the orthogonal weights come from a QR decomposition
+    with torch_settings(config.torch_threads):  # the orthogonal weights come from a QR decomposition
         return kind(
             obs_space,
             distribution,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pyppo.checkpoint import read_config
-from pyppo.config import Config
+from pyppo.checkpoint import find_checkpoint, read_config, read_state
+from pyppo.policy import BUILT_IN
 from pyppo.report import SCORE_EPISODES, read_metrics
 
 Curve = tuple[np.ndarray, np.ndarray]  # steps and returns
@@ -18,7 +19,8 @@ _INCIDENTAL = ("seed", "run_dir", "save_interval", "env_threads", "one_core", "t
 
 
 def plot_history(history: Mapping[str, Sequence[float]], path: str | Path, *, title: str = "") -> Path:
-    """Draw one run's return over its steps into `path` (the suffix chooses PNG, PDF, SVG …); returns the path.
+    """Draw one run's return over its steps into `path`; returns the path. The suffix chooses PNG, PDF, SVG …; without
+    one it is .png.
 
     Raises:
         ValueError: no episode has finished, so there is nothing to draw.
@@ -90,25 +92,35 @@ def _count(seeds: Sequence[int]) -> str:
 
 def _group(runs: Sequence[str | Path]) -> dict[str, dict[str, list[tuple[int, Curve]]]]:
     """Seeds and curves by environment, then by a label that names the settings in which its runs differ from others."""
-    configs = [read_config(Path(run)) for run in runs]
+    configs = [_settings(Path(run)) for run in runs]
     groups: dict[str, dict[str, list[tuple[int, Curve]]]] = {}
     for run, config in zip(runs, configs, strict=True):
-        same_env = [other for other in configs if other.env_id == config.env_id]
+        same_env = [other for other in configs if other["env_id"] == config["env_id"]]
         label = ", ".join(f"{name} {value}" for name, value in _differences(config, same_env).items())
         metrics = Path(run) / "metrics.jsonl"
         if not metrics.is_file():
             raise ValueError(f"{run} has no metrics.jsonl; it must be a run folder that has begun to train")
         curve = _curve(read_metrics(metrics), str(run))
-        groups.setdefault(config.env_id, {}).setdefault(label, []).append((config.seed, curve))
+        groups.setdefault(config["env_id"], {}).setdefault(label, []).append((config["seed"], curve))
     return groups
 
 
-def _differences(config: Config, others: Sequence[Config]) -> dict[str, Any]:
-    values = config.to_dict()
+def _settings(run: Path) -> dict[str, Any]:
+    """A run's Config as a dict, and what no Config says: a policy or environments of the user's own. That is in its
+    checkpoints; a run without any has the built-in ones, for all that is known."""
+    said = {"policy": "built-in", "own_envs": False}
+    with suppress(FileNotFoundError, ValueError):
+        state = read_state(find_checkpoint(run))
+        kind = state["policy"]["class"]
+        said = {"policy": "built-in" if kind in BUILT_IN else kind, "own_envs": bool(state.get("own_envs"))}
+    return {**read_config(run).to_dict(), **said}
+
+
+def _differences(settings: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         name: value
-        for name, value in values.items()
-        if name not in _INCIDENTAL and any(other.to_dict()[name] != value for other in others)
+        for name, value in settings.items()
+        if name not in _INCIDENTAL and any(other[name] != value for other in others)
     }
 
 
@@ -154,6 +166,8 @@ def _finish(figure: Any, axes: Sequence[Any], titles: Sequence[str], path: str |
         axis.grid(alpha=0.3)
         axis.margins(x=0)
     path = Path(path)
+    if not path.suffix:  # matplotlib would add it, and the file be another than the one returned
+        path = path.with_name(f"{path.name}.png")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     return path

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import IO, Any, Protocol
 
-Row = Mapping[str, float]
+Row = dict[str, float]
 
 SCORE_EPISODES = 100
 """The reported return is the mean over this many last finished training episodes."""
@@ -305,7 +305,7 @@ def read_metrics(path: Path, last_step: float = math.inf) -> dict[str, list[floa
         ValueError: a line other than the last is not JSON, or one is no row with a step.
     """
     rows: list[dict[str, Any]] = []
-    lines = path.read_text().splitlines()
+    lines = path.read_text(errors="replace").splitlines()
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)

@@ -26,7 +26,7 @@ from pyppo.estimate import estimate
 from pyppo.finite import find_bad_output, find_bad_parameter, find_not_finite
 from pyppo.normalize import ObservationNormalizer, RewardScaler
 from pyppo.own_envs import Envs, as_groups
-from pyppo.parts import check_kinds, settle_policy, torch_threads
+from pyppo.parts import check_kinds, settle_policy, torch_settings
 from pyppo.policy import BUILT_IN, describe_policy
 from pyppo.rollout import Collector
 from pyppo.schedules import Schedules
@@ -96,7 +96,8 @@ class Trainer:
         self._own_envs = envs is not None
         self.groups = [] if envs is None else as_groups(envs)
         try:
-            self._assemble(config, policy, resume_from)
+            with torch_settings(config.torch_threads):
+                self._assemble(config, policy, resume_from)
         except BaseException:
             with suppress(Exception):  # the first error is the one to tell
                 self.close()
@@ -117,7 +118,9 @@ class Trainer:
         self.rebuild = 0 if resume_from is None else int(resume_from.state["rebuild"]) + 1
         distribution = Distribution.from_space(action_space, config.action_bounds)
         own_policy = policy is not None
+        self._spaces = checkpoints.described_spaces(obs_space, distribution)
         if resume_from is not None:
+            checkpoints.check_spaces(resume_from, obs_space, distribution)
             policy = checkpoints.restore_policy(resume_from, policy)
         self.policy: Any = settle_policy(config, obs_space, distribution, policy, own_envs=self._own_envs)
         normalizer = getattr(self.policy, "normalizer", None)
@@ -131,9 +134,8 @@ class Trainer:
             torch.manual_seed(stream_seed(config.seed, f"policy/{self.rebuild}"))
         self.engine = make_engine(config, self.policy, distribution)
         if own_policy:
-            with torch_threads(config.torch_threads):
-                saved = config.run_dir is not None or resume_from is not None
-                check_policy(self.policy, obs_space, distribution, self.engine.device, saved=saved)
+            saved = config.run_dir is not None or resume_from is not None
+            check_policy(self.policy, obs_space, distribution, self.engine.device, saved=saved)
         self.stepping: Stepping | None = None
         cores: Cores | None = None
         self._at_once = False  # whether groups are served at the same time
@@ -175,16 +177,15 @@ class Trainer:
         ours = not own_policy and self.engine.device.type == "cpu"
         # Where the engine is torch, the number of groups changes the last bits, so it is not chosen by speed.
         allow_groups = ours and not isinstance(self.engine, TorchEngine)
-        with torch_threads(self.config.torch_threads):
-            act = self.engine.act if ours else None  # another policy's may count its calls, or draw random numbers
-            return choose(
-                self.config,
-                act,
-                allow_groups=allow_groups,
-                on_gpu=self.engine.device.type != "cpu",
-                store_dist=self.engine.dist_shapes,
-                state_shape=self.engine.state_shape,
-            )
+        act = self.engine.act if ours else None  # another policy's may count its calls, or draw random numbers
+        return choose(
+            self.config,
+            act,
+            allow_groups=allow_groups,
+            on_gpu=self.engine.device.type != "cpu",
+            store_dist=self.engine.dist_shapes,
+            state_shape=self.engine.state_shape,
+        )
 
     @classmethod
     def resume(
@@ -200,7 +201,7 @@ class Trainer:
         """A trainer that goes on from a run's latest checkpoint, or from a given checkpoint, in the same run folder.
 
         Environments are made anew with seeds of their own, since EnvPool can save none: unfinished episodes are lost.
-        The folder stays as it is until training starts; then what is newer than the checkpoint is deleted.
+        The folder stays as it is until the first iteration is done; then what is newer than the checkpoint is deleted.
 
         Args:
             run: the folder. envs, policy, quiet, callbacks: as for `Trainer`; needed again if they were given then.
@@ -220,7 +221,7 @@ class Trainer:
         """Iterate until `total_timesteps` valid steps are done; save; Ctrl-C ends it early and saves too.
 
         Called again after that, it goes on: in new episodes where Ctrl-C came while the environments stepped. An error
-        saves too, and says where, unless it is that numbers are no longer finite.
+        or `SystemExit` saves too, and says where, unless it is that numbers are no longer finite.
         """
         self._reporter = report.make_reporter(self.config.total_timesteps, quiet=self._quiet)
         if not self._quiet:
@@ -236,7 +237,7 @@ class Trainer:
             self._reporter.message(f"interrupted at step {self.steps:,}: {self._how_to_go_on(saved)}")
         except _NotFiniteError:
             raise  # what would be saved is what went wrong
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # what a handler of SIGTERM raises too
             error.add_note(f"training stopped at step {self.steps:,}: {self._how_to_go_on(self._try_to_save())}")
             raise
         finally:
@@ -262,9 +263,8 @@ class Trainer:
 
     def step(self) -> dict[str, float]:
         """One iteration. Returns its row of the history."""
-        with torch_threads(self.config.torch_threads):
+        with torch_settings(self.config.torch_threads):
             self._start()
-            self._open_run()
             schedule = self.schedules.at(self.steps)
             with self.clock.phase("env"), self._told_why():
                 self.collector.collect()
@@ -276,6 +276,7 @@ class Trainer:
                 with self._told_why():
                     metrics = self.engine.update(self.rollout, schedule, self.iteration)
             self._check_finite(metrics)
+            self._open_run()
             self.iteration += 1
             self._learn_statistics()
             self.schedules.adapt(metrics["kl"])
@@ -301,7 +302,8 @@ class Trainer:
         self.clock.start()
 
     def _open_run(self) -> None:
-        """Begin to write the run's metrics; a resumed run first drops what is newer than its checkpoint."""
+        """Begin to write the run's metrics; a resumed run, which has something of its own to save now, first drops what
+        is newer than its checkpoint."""
         if self.run_dir is None or self._metrics is not None:
             return
         metrics = self.run_dir / "metrics.jsonl"
@@ -358,19 +360,22 @@ class Trainer:
     # --- report and save ---------------------------------------------------------------------------------------------
 
     def _record(self, metrics: Mapping[str, float], schedule: Schedule) -> dict[str, float]:
-        """Add the iteration to the history and tell everyone who listens."""
-        seconds = self.clock.lap()
-        new_steps, self.steps = self.collector.valid_steps - self.steps, self.collector.valid_steps
-        speed = new_steps / sum(seconds.values())
-        counters = {"step": self.steps, "iteration": self.iteration, "time": self.clock.total, "sps": speed}
+        """Add the iteration to the history and tell everyone who listens.
+
+        The step counts once the row is in the file: an interrupt before that leaves rows that are too new, which
+        resuming drops, and none that is missing.
+        """
+        seconds, steps = self.clock.lap(), self.collector.valid_steps
+        speed = (steps - self.steps) / sum(seconds.values())
+        counters = {"step": steps, "iteration": self.iteration, "time": self.clock.total, "sps": speed}
         schedules = {"learning_rate": schedule.learning_rate, "kl_coef": schedule.kl_coef}
         times = {f"time_{name}": value for name, value in seconds.items()}
         finished = [(episode.episode_return, episode.length) for episode in self.collector.episodes]
         self.collector.episodes.clear()
         row = self.history.add(counters, finished, {**metrics, **schedules, **times})
-        self._partial_update = False
         if self._metrics is not None:
             self._metrics(row)
+        self.steps, self._partial_update = steps, False
         if self._reporter is not None:
             self._reporter.update(row)
         for callback in self.callbacks:
@@ -393,7 +398,7 @@ class Trainer:
         }
         state = {
             "step": self.steps, "iteration": self.iteration, "rebuild": self.rebuild, "time": self.clock.total,
-            "own_envs": self._own_envs, **self.schedules.state_dict(), **self.history.state_dict(),
+            "own_envs": self._own_envs, **self._spaces, **self.schedules.state_dict(), **self.history.state_dict(),
             "policy": checkpoints.policy_recipe(self.policy), "torch": torch.__version__,
             "engine": {"name": self.engine.name, "reason": self.engine.reason},
             "partial_update": self._partial_update,

@@ -2,9 +2,12 @@
 
 import dataclasses
 import json
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -142,7 +145,7 @@ def test_steps_may_be_written_1e6_and_no_episode_is_said(capsys):
     said = capsys.readouterr()
     assert "no episode finished yet after" in said.out
     assert "steps 4 " in said.err
-    assert (cli._whole("1_000"), cli._whole("1e6")) == (1000, 1_000_000)
+    assert (cli.integer("1_000"), cli.integer("1e6")) == (1000, 1_000_000)
     with pytest.raises(SystemExit):
         cli.main(["train", "CartPole-v1", "--total-timesteps", "1.5"])
 
@@ -205,5 +208,43 @@ def test_values_of_environment_options():
 
 
 def test_the_module_runs():
-    out = subprocess.run([sys.executable, "-m", "pyppo.cli", "--help"], capture_output=True, text=True, check=True)
-    assert "pyppo train ENV" in out.stdout
+    for module in ("pyppo", "pyppo.cli"):
+        out = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True)
+        assert "pyppo train ENV" in out.stdout
+
+
+def test_the_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert re.fullmatch(r"\d+\.\d+.*|not installed", capsys.readouterr().out.strip())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_what_is_told_to_end_saves_first(tmp_path, number):
+    """As a scheduler does when a job's time is over."""
+    flags = ["--total-timesteps", "1e9", "--save-interval", "0", "--run-dir", str(tmp_path), "--quiet"]
+    command = [sys.executable, "-m", "pyppo", "train", "CartPole-v1", *flags]
+    training = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 120
+    while not (lines := list(tmp_path.glob("*/metrics.jsonl"))) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert lines
+    training.send_signal(number)
+    _, said = training.communicate(timeout=120)
+    assert training.returncode == 128 + number, said
+    (saved,) = tmp_path.glob("*/checkpoints/step-*/state.json")
+    assert f"saved {saved.parent}; go on with `pyppo resume " in said
+    assert "Traceback" not in said
+    steps = [json.loads(line)["step"] for line in lines[0].read_text().splitlines()]
+    assert json.loads(saved.read_text())["step"] in steps[-2:]
+
+
+def test_signals_that_are_ignored_stay_so():
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with cli._told_to_end():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert callable(signal.getsignal(signal.SIGTERM))
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)

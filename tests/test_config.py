@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,10 +24,12 @@ BAD_VALUES = [
     ("seed", -1),
     ("seed", 2**63),
     ("num_envs", 0),
+    ("num_envs", 2**20 + 1),
     ("num_steps", 0),
     ("num_groups", 0),
     ("num_groups", 3),  # does not divide 8
     ("env_threads", -1),
+    ("env_threads", 10**6),
     ("one_core", "yes"),
     ("env_options", {"a": float("nan")}),
     ("learning_rate", 0.0),
@@ -72,6 +75,7 @@ BAD_VALUES = [
     ("device", "gpu"),
     ("device", "cuda:x"),
     ("torch_threads", 0),
+    ("torch_threads", 10**9),
     ("run_dir", ""),
     ("save_interval", -1),
 ]
@@ -346,3 +350,8 @@ def test_all_presets_are_valid():
 )
 def test_minibatches_of_a_policy_with_a_memory(env_id, given, minibatches):
     assert Config.for_env(env_id, **{"recurrent": "gru", **given}).num_minibatches == minibatches
+
+
+def test_a_run_dir_at_home():
+    assert Config("x", run_dir="~/runs").run_dir == str(Path.home() / "runs")
+    assert Config("x", run_dir="~runs").run_dir == "~runs"

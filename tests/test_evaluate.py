@@ -179,3 +179,22 @@ def test_a_checkpoint_folder_is_enough(tmp_path):
 def test_a_checkpoint_of_an_own_module_is_for_python(tmp_path):
     with pytest.raises(ValueError, match=r"holds a torch\.nn\..*Linear, a module of your own; evaluate it from Python"):
         pyppo.evaluate(saved(tmp_path, torch.nn.Linear(1, 1)))
+
+
+@pytest.mark.parametrize(("name", "value"), [("num_envs", 4), ("env_options", {"max_episode_steps": 3})])
+def test_what_is_envpools_is_refused_beside_environments_of_ones_own(name, value):
+    with pytest.raises(ValueError, match=f"{name} is .* and envs is given; it must be None"):
+        pyppo.evaluate(policy_for(Lengths()), envs=Lengths(), **{name: value})
+
+
+@pytest.mark.parametrize(("seed", "kind"), [(-1, ValueError), (2**70, ValueError), ("x", TypeError), (True, TypeError)])
+def test_a_seed_that_is_none_is_named(seed, kind):
+    with pytest.raises(kind, match=f"seed is {seed!r}.*; it must be an integer from 0"):
+        pyppo.evaluate(policy_for(Lengths()), envs=Lengths(), seed=seed)
+
+
+def test_an_observation_that_is_not_finite_is_named():
+    policy = policy_for(Lengths())
+    shape = policy.obs_shapes["obs"]
+    with pytest.raises(ValueError, match=r"obs\['obs'\] has nan; every number must be finite"):
+        policy.act(np.full(shape, np.nan, np.float32))

@@ -143,3 +143,30 @@ def test_final_observations_in_every_form(final):
     assert {name: x.tolist() for name, x in rows.items()} == {"0": [[1, 1], [3, 3]], "1/a": [1, 3]}
     plain = final_rows(np.arange(8.0).reshape(4, 2), flatten_space(spaces.Box(0, 9, (2,))), np.array([3]))
     assert plain["obs"].tolist() == [[6.0, 7.0]]
+
+
+def test_an_environment_that_two_rows_step_is_refused():
+    one = short_cartpole()
+    with pytest.raises(ValueError, match="environments 0 and 2 are the same CartPoleEnv; each must be one of its own"):
+        Trainer(config(), envs=[lambda: one, short_cartpole, lambda: gym.wrappers.TimeLimit(one, 3)], quiet=True)
+    with pytest.raises(ValueError, match="environments 0 and 1 are the same"):
+        EnvGroup(SyncVectorEnv([lambda: one] * 2))
+    with pytest.raises(ValueError, match="environments 0 and 1 are the same"):
+        as_groups([lambda: one] * 2)
+    both = SyncVectorEnv([short_cartpole] * 2)
+    for envs in ([both, both], [both, EnvGroup(both)], [gym.wrappers.vector.RecordEpisodeStatistics(both), both]):
+        with pytest.raises(ValueError, match="the same SyncVectorEnv twice"):
+            as_groups(envs)
+    assert [group.num_envs for group in as_groups([both, SyncVectorEnv([short_cartpole])])] == [2, 1]
+
+
+def test_an_autoreset_mode_that_contradicts_the_metadata_is_refused():
+    env = SyncVectorEnv([short_cartpole] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
+    with pytest.raises(ValueError, match="autoreset_mode is 'next_step'; it must be 'same_step' or left out"):
+        EnvGroup(env, autoreset_mode="next_step")
+    assert EnvGroup(env, autoreset_mode="same_step").autoreset == EnvGroup(env).autoreset == "same_step"
+
+
+def test_a_function_that_makes_nothing_is_named():
+    with pytest.raises(TypeError, match=r"envs\[1\] made a NoneType; it must make a gymnasium.Env"):
+        as_groups([short_cartpole, lambda: None])

@@ -153,14 +153,29 @@ def test_nan_that_counts_is_not_hidden() -> None:
         assert loss.isnan(), name
 
 
-def test_no_second_derivative() -> None:
-    """There is none; asking for it is an error rather than a wrong number."""
+@pytest.mark.parametrize("fused", [True, False])
+def test_no_second_derivative(fused: bool) -> None:
+    """There is none; asking for it is an error rather than a wrong number, whatever the incoming gradient is."""
     case = loss_case(6, "categorical", 10, 3, PLAIN)
-    logits = case["logits"].requires_grad_()
-    loss, _ = ops.ppo_loss(**case)
-    (gradient,) = torch.autograd.grad(loss * logits.sum(), logits, create_graph=True)
-    with pytest.raises(RuntimeError):
-        gradient.square().sum().backward()
+    logits = case["logits"]
+
+    def loss_of(logits: torch.Tensor) -> torch.Tensor:
+        if fused:
+            return ops.ppo_loss(**{**case, "logits": logits})[0]
+        logp = logits.log_softmax(1).gather(1, case["actions"].long()[:, None])[:, 0]
+        return ops.surrogate_loss(logp=logp, old_logp=case["old_logp"], advantages=case["advantages"])[0]
+
+    said = "first derivative only"
+    with pytest.raises(RuntimeError, match=said):
+        torch.autograd.functional.hessian(loss_of, logits)
+    for scale in (lambda x: 1.0, torch.Tensor.sum):
+        leaf = logits.clone().requires_grad_()
+        loss = loss_of(leaf) * scale(leaf)
+        (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
+        (again,) = torch.autograd.grad(loss_of(leaf) * scale(leaf), leaf)
+        assert torch.equal(gradient, again)  # as long as nobody goes through it
+        with pytest.raises(RuntimeError, match=said):
+            (loss + gradient.square().sum()).backward()
 
 
 def test_sure_bits_keep_the_digits_of_their_gradient() -> None:

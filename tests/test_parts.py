@@ -69,3 +69,32 @@ def test_torch_threads_are_put_back():
     trainer.train()
     assert set(seen) == {1}
     assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("fields", [{}, {"engine": "torch"}, {"recurrent": "gru"}])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_training_learns_whatever_mode_the_caller_is_in(fields, mode):
+    """In silence it would learn nothing with torch's autograd."""
+    config = config_for(num_envs=8, **fields)
+    wanted = Trainer(config, probes.ObservationAction(), quiet=True).train()
+    with mode():
+        found = Trainer(config, probes.ObservationAction(), quiet=True).train()
+        assert not torch.is_grad_enabled()
+        assert torch.is_inference_mode_enabled() == (mode is torch.inference_mode)
+    assert found.history["grad_norm"] == wanted.history["grad_norm"]
+    assert min(found.history["grad_norm"]) > 0
+    assert checkpoint.parameter_sha256(found.policy) == checkpoint.parameter_sha256(wanted.policy)
+
+
+@pytest.mark.parametrize("fields", [{}, {"engine": "torch"}, {"recurrent": "lstm"}])
+@pytest.mark.parametrize("kind", [probes.ObservationAction, probes.ContinuousAction])
+def test_torchs_default_dtype_changes_nothing(fields, kind):
+    config = config_for(num_envs=8, norm_obs=True, norm_reward=True, **fields)
+    wanted = Trainer(config, kind(), quiet=True).train()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = Trainer(config, kind(), quiet=True).train()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {x.dtype for x in found.policy.parameters()} == {torch.float32}
+    assert checkpoint.parameter_sha256(found.policy) == checkpoint.parameter_sha256(wanted.policy)

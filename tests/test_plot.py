@@ -1,5 +1,6 @@
 """Learning curves: what is drawn, and how runs are grouped."""
 
+import json
 import math
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from matplotlib.image import imread
 
 from pyppo import plot, report
-from pyppo.checkpoint import new_run_dir
+from pyppo.checkpoint import FORMAT, new_run_dir
 from pyppo.config import Config
 
 
@@ -104,3 +105,29 @@ def test_what_is_no_run(tmp_path):
     begun = new_run_dir(tmp_path, Config("Toy-v0"))
     with pytest.raises(ValueError, match=r"no metrics\.jsonl"):
         plot.plot_runs([begun], tmp_path / "x.png")
+
+
+def test_a_policy_or_environments_of_ones_own_are_another_setting(tmp_path):
+    runs = [run_with(tmp_path, [1.0], seed=seed) for seed in (1, 2, 3, 4)]
+    states = [{"class": "MLPPolicy"}, {"class": "mine.Policy"}, {"class": "MLPPolicy"}]
+    for run, policy in zip(runs, states, strict=False):  # the last has no checkpoint yet
+        folder = run / "checkpoints" / "step-000000000010"
+        folder.mkdir(parents=True)
+        state = {"format": FORMAT, "step": 10, "policy": policy, "sha256": "", "optimizer_sha256": ""}
+        (folder / "state.json").write_text(json.dumps({**state, "own_envs": run == runs[2]}))
+    counts = {label: len(curves) for label, curves in plot._group(runs)["Toy-v0"].items()}
+    assert counts == {
+        "policy built-in, own_envs False": 2, "policy mine.Policy, own_envs False": 1,
+        "policy built-in, own_envs True": 1,
+    }  # fmt: skip
+    plain = plot._group([runs[0], runs[3]])["Toy-v0"]
+    assert list(plain) == [""]
+
+
+def test_a_path_without_a_suffix_gets_one(tmp_path):
+    history = {"step": [1, 2], "episode_return": [1.0, 2.0]}
+    assert plot.plot_history(history, tmp_path / "curve") == tmp_path / "curve.png"
+    (tmp_path / "folder").mkdir()
+    assert plot.plot_history(history, tmp_path / "folder") == tmp_path / "folder.png"
+    assert drawn(tmp_path / "curve.png")
+    assert drawn(tmp_path / "folder.png")

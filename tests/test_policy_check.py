@@ -360,3 +360,17 @@ def test_a_lazy_module_says_that_it_has_no_shape_yet():
     policy.layer = nn.LazyLinear(2)
     with pytest.raises(ValueError, match=r"parameter layer.weight has no shape yet \(a lazy module\)"):
         Trainer(config_for(), envs=ObservationAction(2, 4), policy=policy, quiet=True)
+
+
+def test_heads_without_a_gradient_are_refused():
+    """Training would go to its end and learn nothing."""
+    policy = Heads()
+    policy.heads = torch.no_grad()(policy.heads)
+    with pytest.raises(ValueError, match=r"heads\(\) gave params and a value that no gradient goes through"):
+        check_policy(policy, OBS, DISCRETE, torch.device("cpu"))
+    frozen = Heads()
+    frozen.critic.requires_grad_(False)  # a value that stands still may be meant
+    check_policy(frozen, OBS, DISCRETE, torch.device("cpu"))
+    frozen.layer.requires_grad_(False)
+    with pytest.raises(ValueError, match="not all parameters frozen"):
+        check_policy(frozen, OBS, DISCRETE, torch.device("cpu"))

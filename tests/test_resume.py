@@ -3,10 +3,12 @@
 import json
 import shutil
 
+import gymnasium
 import numpy as np
 import probes
 import pytest
 import torch
+from gymnasium import spaces
 from trainer_cases import OwnPolicy, config_for, envpool
 
 import pyppo
@@ -185,3 +187,112 @@ def test_a_resume_that_does_not_train_changes_nothing(finished):
             trainer.collector.reset = interrupt
             assert trainer.train().interrupted
     assert tree(finished) == before
+
+
+# --- environments that are not the run's ------------------------------------------------------------------------------
+
+
+class Spaces(gymnasium.Env):
+    """Environments with these spaces that do nothing."""
+
+    def __init__(self, obs, actions):
+        self.observation_space, self.action_space, self.steps = obs, actions, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        self.steps += 1
+        return self.observation_space.sample(), 1.0, self.steps >= 10, False, {}
+
+
+def made(obs, actions=None):
+    return [lambda: Spaces(obs, actions or spaces.Discrete(2))] * 2
+
+
+BOX = spaces.Box(-1, 1, (2, 3), np.float32)
+OTHER = [
+    (BOX, spaces.Box(-1, 1, (3, 2), np.float32), r"observation 'obs' as .*\[3, 2\].*; it must be .*\[2, 3\]"),
+    (BOX, spaces.Box(0, 255, (2, 3), np.uint8), "'dtype': 'uint8'.*; it must be .*'dtype': 'float32'"),
+    (spaces.Discrete(5), spaces.Discrete(3), "'n': 3.*; it must be .*'n': 5"),
+    (spaces.Discrete(5), spaces.Discrete(5, start=1), "'start': 1.*; it must be .*'start': 0"),
+    (spaces.Dict(a=BOX), spaces.Dict(a=BOX, b=BOX), r"observations \['a', 'b'\]; they must be \['a'\]"),
+    (spaces.Dict(a=BOX), spaces.Dict(b=BOX), r"observations \['b'\]; they must be \['a'\]"),
+]
+
+
+@pytest.mark.parametrize(("was", "now", "message"), OTHER)
+def test_other_observations_are_refused_and_nothing_is_deleted(tmp_path, was, now, message):
+    config = config_for(run_dir=str(tmp_path), save_interval=1, total_timesteps=200)
+    with Trainer(config, made(was), quiet=True) as first:
+        first.train()
+    before = contents(first.run_dir)
+    oldest = min((first.run_dir / "checkpoints").glob("step-*"))
+    with pytest.raises(ValueError, match=message):
+        Trainer.resume(oldest, made(now), quiet=True)
+    with pytest.raises(ValueError, match="the environments take actions .*; they must be"):
+        Trainer.resume(oldest, made(was, spaces.Discrete(3)), quiet=True)
+    assert contents(first.run_dir) == before
+    with Trainer.resume(oldest, made(was), quiet=True) as again:
+        again.step()
+        assert again.steps > int(oldest.name.removeprefix("step-"))
+
+
+def test_floats_of_another_width_are_the_same_observations(tmp_path):
+    config = config_for(run_dir=str(tmp_path), total_timesteps=100)
+    with Trainer(config, made(spaces.Box(-1, 1, (3,), np.float32)), quiet=True) as first:
+        first.train()
+    wider = made(spaces.Box(-2, 2, (3,), np.float64))
+    with Trainer.resume(first.run_dir, wider, quiet=True, total_timesteps=200) as again:
+        assert again.train().history["step"][-1] >= 200
+
+
+def test_what_fails_in_its_first_rollout_deletes_nothing(tmp_path):
+    config = config_for(run_dir=str(tmp_path), save_interval=1, total_timesteps=200)
+    with Trainer(config, made(BOX), quiet=True) as first:
+        first.train()
+    before = contents(first.run_dir)
+
+    class Broken(Spaces):
+        def step(self, action):
+            raise RuntimeError("out of order")
+
+    oldest = min((first.run_dir / "checkpoints").glob("step-*"))
+    again = Trainer.resume(oldest, [lambda: Broken(BOX, spaces.Discrete(2))] * 2, quiet=True)
+    with again, pytest.raises(RuntimeError, match="out of order"):
+        again.train()
+    assert contents(first.run_dir) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("step", None, "step None; it must be an integer"),
+        ("policy", "x", "policy 'x'; it must be an object that names its class"),
+        ("time", "late", "state.json has time 'late'"),
+    ],
+)
+def test_a_damaged_state_is_named(tmp_path, name, value, message):
+    config = config_for(run_dir=str(tmp_path), total_timesteps=100)
+    with Trainer(config, made(BOX), quiet=True) as first:
+        first.train()
+    path = next((first.run_dir / "checkpoints").glob("step-*")) / "state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    with pytest.raises(ValueError, match=message):
+        Trainer.resume(first.run_dir, made(BOX), quiet=True, total_timesteps=200)
+
+
+def test_another_run_dir_is_refused(tmp_path):
+    """A resumed run goes on in its own folder."""
+    config = config_for(run_dir=str(tmp_path), total_timesteps=100)
+    with Trainer(config, made(BOX), quiet=True) as first:
+        first.train()
+    with pytest.raises(ValueError, match="run_dir is 'elsewhere'; it must be"):
+        Trainer.resume(first.run_dir, made(BOX), quiet=True, total_timesteps=200, run_dir="elsewhere")
+
+
+def contents(run):
+    return {str(path.relative_to(run)): path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()}

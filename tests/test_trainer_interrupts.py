@@ -51,15 +51,16 @@ class CartPolePolicy(OwnPolicy):
         self.trunk[0] = torch.nn.Linear(4, 16)
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, SystemExit])  # the latter is what handlers of SIGTERM raise
 @pytest.mark.parametrize("save_interval", [0, 10])
-def test_an_error_loses_nothing_that_was_learned(tmp_path, save_interval):
+def test_an_error_loses_nothing_that_was_learned(tmp_path, save_interval, kind):
     def fail(row):
         if row["iteration"] == 3:
-            raise RuntimeError("the logger has no disk left")
+            raise kind("the logger has no disk left")
 
     config = config_for(run_dir=str(tmp_path), save_interval=save_interval)
     trainer = Trainer(config, probes.TerminalReward(num_envs=8), quiet=True, callbacks=[fail])
-    with pytest.raises(RuntimeError, match="no disk left") as error:
+    with pytest.raises(kind, match="no disk left") as error:
         trainer.train()
     saved = checkpoint.load_checkpoint(trainer.run_dir)
     assert saved.state["iteration"] == 3

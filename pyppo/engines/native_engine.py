@@ -232,11 +232,13 @@ class _Inputs:
         self.clip: float | None = None
         rows, features = (rollout.num_steps + 1, rollout.num_envs), policy.num_features
         if self._entry is None:
-            self.obs = torch.zeros(*rows, features)
+            self.obs = torch.zeros(*rows, features, dtype=torch.float32)
             return
         self.obs = rollout.obs[self._entry].view(*rows, features)
         if policy.normalizer is not None:
-            self.mean, self.scale, self.clip = torch.zeros(features), torch.ones(features), policy.normalizer.clip
+            self.mean = torch.zeros(features, dtype=torch.float32)
+            self.scale = torch.ones(features, dtype=torch.float32)
+            self.clip = policy.normalizer.clip
 
     def arguments(self) -> dict[str, Any]:
         """The native engine's arguments of these names."""

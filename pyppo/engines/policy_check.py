@@ -19,6 +19,10 @@ from pyppo.storage import storage_dtype
 
 _BATCHES = (3, 1)  # one row too: that is where a squeeze() too many shows
 _STEPS = 2  # of sequences, for a policy with a state
+_NO_GRADIENT = (
+    "{} that no gradient goes through; they must depend on the parameters (no torch.no_grad(), no detach(), and not "
+    "all parameters frozen)"
+)
 
 
 def check_policy(
@@ -100,6 +104,8 @@ class _Probe:
             self._check_rows("heads() gave a value", value)
             for x in state:
                 self._check_state("heads()", x)
+            if not (value.requires_grad or any(x.requires_grad for x in params.values())):
+                raise ValueError(_NO_GRADIENT.format("heads() gave params and a value"))
             self._check_options(prepared)
             # Nobody trains with `act`: a wrong one would show in `evaluate`, after the training.
             self._act(deterministic=False)
@@ -114,10 +120,7 @@ class _Probe:
         for name, x in (("logp", logp), ("entropy", entropy), ("value", value)):
             self._check_rows(f"evaluate() gave {name}", x)
         if not (logp.requires_grad or value.requires_grad):
-            raise ValueError(
-                "evaluate() gave logp and value that no gradient goes through; they must depend on the parameters "
-                "(no torch.no_grad(), no detach())"
-            )
+            raise ValueError(_NO_GRADIENT.format("evaluate() gave logp and value"))
         self._check_options(prepared)
 
     def _check_options(self, prepared: Any) -> None:

@@ -70,7 +70,7 @@ class UpdateBuffers:
         self.rows, self.order = integers(total), integers(total)
         self.count, self.part, self.place = integers(1), integers(1), integers(1)
         self.minibatch = batch.map(lambda x: x.new_zeros(capacity, *x.shape[1:]))
-        self.weights = torch.zeros(capacity, device=device)
+        self.weights = torch.zeros(capacity, dtype=torch.float32, device=device)
         self.rate = torch.zeros((), dtype=dtype, device=device)
         self.stopped, self.skip = (torch.zeros(1, dtype=torch.bool, device=device) for _ in range(2))
         self.log = torch.zeros(config.update_epochs * self.num_parts, _COLUMNS, dtype=dtype, device=device)

@@ -152,7 +152,7 @@ class ActorCriticPolicy(nn.Module):
         if self.state_dependent_std:
             self._start_at_log_std()
         elif family.kind == "normal":
-            self.log_std = nn.Parameter(torch.full((family.num_params,), self.log_std_init))
+            self.log_std = nn.Parameter(torch.full((family.num_params,), self.log_std_init, dtype=torch.float32))
 
     def _start_at_log_std(self) -> None:
         if not abs(self.log_std_init) < LOG_STD_LIMIT:
@@ -235,10 +235,18 @@ class ActorCriticPolicy(nn.Module):
         """Environment-ready actions for one observation or a batch; `deterministic=True` takes the mode.
 
         Raises:
-            ValueError: an observation has neither the trained shape nor that shape with a batch dimension.
+            ValueError: an observation has neither the trained shape nor that shape with a batch dimension, or is not
+                finite.
         """
         tensors, batched = self._batch(obs)
-        actions = self._sample(self.heads(tensors)[0], deterministic)
+        try:
+            actions = self._sample(self.heads(tensors)[0], deterministic)
+        except ValueError as error:
+            for name, x in tensors.items():
+                if x.is_floating_point() and not bool(x.isfinite().all()):
+                    wrong = float(x[~x.isfinite()][0])
+                    raise ValueError(f"obs[{name!r}] has {wrong}; every number must be finite") from error
+            raise
         return actions if batched else actions[0]
 
     def _sample(self, params: Mapping[str, Tensor], deterministic: bool) -> np.ndarray:
@@ -271,7 +279,7 @@ class ActorCriticPolicy(nn.Module):
         """Observations as tensors with a batch dimension, and whether they had one."""
         given = dict(obs) if isinstance(obs, Mapping) else {"obs": np.asarray(obs)}
         if missing := [key for key in self.obs_shapes if key not in given]:
-            raise ValueError(f"obs has {sorted(given)}; the policy was trained on {sorted(self.obs_shapes)}: {missing}")
+            raise ValueError(f"obs has {sorted(given)}; it must have {missing} too, which the policy was trained on")
         arrays = {key: np.asarray(given[key]) for key in self.obs_shapes}
         batched = all(arrays[key].ndim == len(shape) + 1 for key, shape in self.obs_shapes.items())
         for key, shape in self.obs_shapes.items():

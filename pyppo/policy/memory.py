@@ -42,7 +42,7 @@ class Memory(nn.Module):
         self.state_shape: tuple[int, ...] = (size,) if kind == "gru" else (2, size)
         cells = nn.GRU if kind == "gru" else nn.LSTM
         with generator_untouched():
-            self.cells = cells(inputs, size, device="cpu")
+            self.cells = cells(inputs, size, device="cpu", dtype=torch.float32)
         keeps = 1  # torch's order of gates: reset, update, new; input, forget, cell, output
         for name, p in self.cells.named_parameters():
             gates = p.data.chunk(3 if kind == "gru" else 4)

@@ -37,14 +37,14 @@ def hidden_layers(inputs: int, hidden: Sequence[int], activation: str, generator
 def linear(fan_in: int, fan_out: int, gain: float, generator: torch.Generator) -> nn.Linear:
     """A layer of orthogonal weights and zero biases."""
     with generator_untouched():
-        layer = nn.Linear(fan_in, fan_out, device="cpu")
+        layer = nn.Linear(fan_in, fan_out, device="cpu", dtype=torch.float32)
     _initialize(layer, gain, generator)
     return layer
 
 
 def _convolution(channels: int, filters: int, size: int, stride: int, generator: torch.Generator) -> nn.Conv2d:
     with generator_untouched():
-        layer = nn.Conv2d(channels, filters, size, stride=stride, device="cpu")
+        layer = nn.Conv2d(channels, filters, size, stride=stride, device="cpu", dtype=torch.float32)
     _initialize(layer, _GAIN, generator)
     return layer
 
