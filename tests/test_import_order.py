@@ -52,6 +52,7 @@ LAYERS = [
     {"evaluation", "plot", "schedules", "trained"},
     {"trainer"},
     {"cli"},
+    {"__main__"},
 ]
 SIBLINGS = {
     "config": {"config_rules", "presets"},

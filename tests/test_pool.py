@@ -54,9 +54,10 @@ def test_large_work_runs_on_other_threads(kernel: str) -> None:
     try:
         calls[kernel]()
         process, thread = time.process_time(), time.thread_time()
-        for _ in range(5):
+        elsewhere, tries = 0.0, 0
+        while elsewhere <= 0.001 and (tries := tries + 1) <= 200:  # on a busy machine the caller may do most of it
             calls[kernel]()
-        elsewhere = (time.process_time() - process) - (time.thread_time() - thread)
+            elsewhere = (time.process_time() - process) - (time.thread_time() - thread)
     finally:
         ops.set_num_threads(before)
     assert elsewhere > 0.001
