@@ -83,6 +83,23 @@ def permutation_p(ours: Sequence[float], theirs: Sequence[float], *, samples: in
     return float((differences >= observed - 1e-9 * max(1.0, observed)).mean())
 
 
+def sign_flip_p(differences: Sequence[float], *, samples: int = 20_000, seed: int = 0) -> float:
+    """How often pairs differ as much on the mean if it makes no difference which of a pair is whose; exact of few.
+
+    The share of all choices of signs, these among them, with a mean at least as far from 0. Above `samples` choices, of
+    so many drawn at random.
+    """
+    values = _runs(differences, "differences")
+    n = len(values)
+    if 2**n <= samples:
+        signs = np.array(list(itertools.product((1.0, -1.0), repeat=n)))
+    else:
+        drawn = np.random.default_rng(seed).choice((1.0, -1.0), size=(samples, n))
+        signs = np.concatenate([np.ones((1, n)), drawn])
+    observed = abs(values.sum())
+    return float((np.abs(signs @ values) >= observed - 1e-9 * max(1.0, observed)).mean())
+
+
 def probability_of_improvement(
     ours: Strata, theirs: Strata, *, confidence: float = 0.95, samples: int = SAMPLES, seed: int = 0
 ) -> Interval:

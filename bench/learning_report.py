@@ -8,7 +8,7 @@ import numpy as np
 from _common import console, score_text
 from _page import Page
 from _report import count_text, interval, panels, plus_minus, provenance, settings_text, too_few
-from _run_statistics import difference_interval, iqm_interval, mean_std, permutation_p
+from _run_statistics import difference_interval, iqm_interval, mean_std, permutation_p, sign_flip_p
 from _runs import Record
 from suite import SUITE, Task, config_of, engine_of
 from tables import table
@@ -80,8 +80,8 @@ COLUMNS = (
 def engine_table(done: Mapping[str, Record]) -> str | None:
     """Training scores of both engines side by side, where both have run; None: nowhere.
 
-    The same seed makes nearly the same run, since the engines' arithmetic is nearly the same. So runs of one seed are
-    compared one by one; torch's runs of seeds that native has not are independent of native's, and are tested.
+    The same seed begins the same run on both, and rounding drives them apart: runs of one seed share its luck, so those
+    are compared in pairs. Torch's runs of seeds that native has not are independent of native's.
     """
     lines = []
     for task in SUITE:
@@ -94,12 +94,18 @@ def engine_table(done: Mapping[str, Record]) -> str | None:
         if theirs:
             difference = interval(difference_interval(ours, theirs), [ours], [theirs], text=score_text)
             p = "too few runs" if too_few([ours], [theirs]) else f"{permutation_p(ours, theirs):.2f}"
-        pairs = [abs(score - torch[seed]) for seed, score in native.items() if seed in torch]
-        lines.append([task.env_id, *texts, difference, p, ", ".join(map(score_text, pairs)) or "–"])
+        pairs = [score - torch[seed] for seed, score in native.items() if seed in torch]
+        paired = [f"{plus_minus(pairs)} ({len(pairs)})", _paired_p(pairs)] if pairs else ["–", "–"]
+        lines.append([task.env_id, *texts, difference, p, *paired])
     if not lines:
         return None
-    columns = ["native (runs)", "torch, other seeds (runs)", "native - torch [95 %]", "p", "same seeds, how far apart"]
-    return table(["environment", *columns], lines)
+    columns = ["native (runs)", "torch, other seeds (runs)", "native - torch [95 %]", "p"]
+    return table(["environment", *columns, "same seeds, native - torch (pairs)", "p of the pairs"], lines)
+
+
+def _paired_p(differences: Sequence[float]) -> str:
+    """Of at least six: of fewer even signs that are all alike are no surprise."""
+    return f"{sign_flip_p(differences):.2f}" if len(differences) >= 6 else "too few pairs"
 
 
 def _by_seed(runs: Sequence[Record]) -> dict[int, float]:
@@ -141,8 +147,9 @@ def report(done: Mapping[str, Record]) -> str:
     if (engines := engine_table(done)) is not None:
         parts.append(
             "The engines beside each other, training scores. The same seed begins the same run on both, so those are "
-            "compared one by one, and only torch's runs of other seeds are tested. p: how often the means of runs of "
-            "one engine, divided at random into groups of these sizes, differ as much (a permutation test)."
+            "compared in pairs, and torch's runs of other seeds with all of the native engine's. p: how often runs of "
+            "one engine, divided at random into groups of these sizes, or pairs with random signs, differ as much "
+            "(permutation tests)."
             f"\n\n{engines}"
         )
     parts.append("Training scores by seed:\n\n" + table(["environment", "engine", "seeds", "scores"], seeds))

@@ -152,6 +152,26 @@ def test_permutations_drawn_agree_with_those_counted(statistics):
     assert 0.01 < exact < 0.1
 
 
+def test_signs_of_few_pairs_are_counted(statistics):
+    assert statistics.sign_flip_p([1.0, 2.0, 3.0]) == pytest.approx(2 / 8)  # as they are, and all turned
+    assert statistics.sign_flip_p([1.0, -1.0]) == 1.0
+    assert statistics.sign_flip_p([0.0, 0.0, 0.0]) == 1.0
+    assert statistics.sign_flip_p([3.0, 1.0, -1.0]) == pytest.approx(
+        4 / 8
+    )  # |sum| of 3 or more: 3, 5 and their mirrors
+
+
+def test_signs_drawn_agree_with_those_counted(statistics):
+    differences = [0.3, 1.9, -0.4, 2.0, 1.1, 0.6, -0.2, 1.4]
+    exact = statistics.sign_flip_p(differences)
+    assert statistics.sign_flip_p(differences, samples=200) == pytest.approx(exact, abs=0.04)
+    assert 0.01 < exact < 0.1
+    random = np.random.default_rng(3)
+    found = [statistics.sign_flip_p(random.normal(size=8)) for _ in range(1000)]
+    assert np.mean(np.array(found) <= 0.05) <= 0.05 + 0.02
+    assert np.mean(np.array(found) <= 0.5) == pytest.approx(0.5, abs=0.05)
+
+
 @pytest.mark.parametrize(("apart", "found"), [(1.0, 0.13), (2.0, 0.54)])
 def test_how_often_a_difference_is_found(statistics, apart, found):
     """Of five runs and three, by deviations between their means, at 0.05: as docs/results.md says of the engines."""

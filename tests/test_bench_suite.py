@@ -219,7 +219,7 @@ def test_report_of_made_up_results(bench, tmp_path):
     assert "| HalfCheetah-v4 | native | 1, 2, 3 | 1700.0, 3000.0, 5000.0 |" in page
     assert "5 runs, 2026-11-23, commit abc; a CPU" in page
     assert "4 min of CPU time within 60 s." in page
-    assert "| CartPole-v1 | 500.0 (1) | – | – | – | 0.000 |" in page
+    assert "| CartPole-v1 | 500.0 (1) | – | – | – | 0.000 (1) | too few pairs |" in page
     assert "| HalfCheetah-v4 | 3233.3 ± 1357.3 (3) |" not in page  # on one engine only
     settings = [line for line in page.splitlines() if line.startswith("| InvertedDoublePendulum-v4 | ")]
     assert len(settings) == 1  # of what has not been run too
@@ -238,7 +238,7 @@ def test_the_engines_difference_and_how_often_chance_makes_it(bench, theirs, sai
         for i, score in enumerate(ours, {"native": 1, "torch": 11}[engine])
     )
     line = bench.learning_report.engine_table(done).splitlines()[-1]
-    assert line.endswith(f"| {said} | – |")
+    assert line.endswith(f"| {said} | – | – |")
     assert f"| {3.0 - theirs:.3f} [" in line
 
 
@@ -256,7 +256,15 @@ def test_runs_of_one_seed_on_both_engines_are_no_independent_samples(bench):
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[1:3] == ["2000.0 ± 816.5 (3)", "200.0 ± 81.6 (3)"]
     assert cells[3].startswith("1800.0 [")
-    assert cells[4:] == ["0.10", "100.0, 250.0"]
+    assert cells[4:] == ["0.10", "-75.0 ± 175.0 (2)", "too few pairs"]
+    for seed in range(20, 24):
+        done |= dict(
+            record(bench, "Hopper-v4", engine, seed, 3000.0 + seed * (engine == "native")) for engine in scores
+        )
+    cells = [cell.strip() for cell in bench.learning_report.engine_table(done).splitlines()[-1].strip("|").split("|")]
+    assert cells[5] == "-10.7 ± 111.5 (6)"
+    # Of the 64 choices of signs, 52 leave a sum of at least 64; counted by hand from 250 > 100 + 86.
+    assert cells[6] == "0.81"
 
 
 def test_what_was_added_to_the_settings_since_does_not_lose_a_run(bench, tmp_path):
