@@ -156,9 +156,7 @@ def test_signs_of_few_pairs_are_counted(statistics):
     assert statistics.sign_flip_p([1.0, 2.0, 3.0]) == pytest.approx(2 / 8)  # as they are, and all turned
     assert statistics.sign_flip_p([1.0, -1.0]) == 1.0
     assert statistics.sign_flip_p([0.0, 0.0, 0.0]) == 1.0
-    assert statistics.sign_flip_p([3.0, 1.0, -1.0]) == pytest.approx(
-        4 / 8
-    )  # |sum| of 3 or more: 3, 5 and their mirrors
+    assert statistics.sign_flip_p([3.0, 1.0, -1.0]) == pytest.approx(6 / 8)  # sums of 5, 3, 3, and these mirrored
 
 
 def test_signs_drawn_agree_with_those_counted(statistics):
