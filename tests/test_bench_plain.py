@@ -295,3 +295,10 @@ def test_the_table_sets_it_beside_table_1(bench, tmp_path, monkeypatch):
     assert rows["HalfCheetah-v4", "each rollout"][1:] == ["–", "1800.0 ± 81.6 (3)", "–", "–", "–", "60"]
     assert rows["Hopper-v4", "each step"][1:] == ["–"] * 6
     assert "3 runs, 2026-11-23, commit abc" in page.read_text()
+
+
+def test_without_a_run_there_is_no_table(bench, tmp_path):
+    (tmp_path / "results.md").write_text("<!-- plain -->\n<!-- /plain -->\n")
+    (tmp_path / "plain.jsonl").touch()
+    bench.plain.main(["--report", "--results", str(tmp_path / "plain.jsonl"), "--docs", str(tmp_path)])
+    assert (tmp_path / "results.md").read_text() == "<!-- plain -->\nNot run yet.\n<!-- /plain -->\n"

@@ -73,6 +73,8 @@ def report(given: argparse.Namespace) -> str:
         for env_id, variant in cells
     }
     records = [record for runs in plain.values() for record in runs]
+    if not records:
+        return provenance(records)
     shown = sorted({record["arguments"]["seed"] for record in records})
     lines = []
     for env_id, variant in cells:
