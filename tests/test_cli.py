@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 
@@ -223,13 +224,17 @@ def test_what_is_told_to_end_saves_first(tmp_path, number):
     """As a scheduler does when a job's time is over."""
     flags = ["--total-timesteps", "1e9", "--save-interval", "0", "--run-dir", str(tmp_path), "--quiet"]
     command = [sys.executable, "-m", "pyppo", "train", "CartPole-v1", *flags]
-    training = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    default = partial(signal.signal, number, signal.SIG_DFL)  # nohup's children ignore SIGHUP
+    training = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=default)
     end = time.monotonic() + 120
     while not (lines := list(tmp_path.glob("*/metrics.jsonl"))) and time.monotonic() < end:
         time.sleep(0.05)
     assert lines
     training.send_signal(number)
-    _, said = training.communicate(timeout=120)
+    try:
+        _, said = training.communicate(timeout=120)
+    finally:
+        training.kill()
     assert training.returncode == 128 + number, said
     (saved,) = tmp_path.glob("*/checkpoints/step-*/state.json")
     assert f"saved {saved.parent}; go on with `pyppo resume " in said
