@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -139,14 +140,14 @@ def check_writable(option: str, path: Path | None) -> None:
         return
     if path.is_dir():
         raise SystemExit(f"{option} is {path}, a folder; it must be a file")
-    there = path.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("a").close()
+        if path.exists():
+            path.open("a").close()
+        else:  # the file itself is left to the runs: another call may be about to make it
+            tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise SystemExit(f"{option} is {path}; it must be a file that can be written: {error}") from error
-    if not there:
-        path.unlink()
 
 
 def finish(failures: Sequence[Failure]) -> None:
