@@ -5,10 +5,11 @@
     results = {key: record["result"] for key, record in finished(jobs, Path("results.jsonl")).items()}
 
 The file has one JSON object a line: key, arguments, result, seconds, cpu_seconds (of its process), finished (date),
-commit, extension (SHA-256 of the compiled one), machine (its cores and threads are the run's share), parallel (runs at
-a time). A job is done if a line has its key and its arguments, so changed settings are new runs. Changed code makes none:
-the line says which commit it was, and to run again is to delete it. What is broken off leaves no line; a line that is
-only half there counts for nothing. Several calls may work on one file: each job is locked by who runs it.
+commit, extension (SHA-256 of the compiled one), machine (its cores and threads are the run's share), parallel (runs
+at a time). A job is done if a line has its key and its arguments, so changed settings are new runs. Changed code
+makes none: the line says which commit it was, and to run again is to delete it. What is broken off leaves no line; a
+line that is only half there counts for nothing. Several calls may work on one file: each job is locked by who runs
+it.
 """
 
 from __future__ import annotations
