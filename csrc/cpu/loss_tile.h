@@ -5,7 +5,8 @@
 #include <math.h>
 
 #include "../loss_options.h"
-#include "distribution_tile.h"
+#include "../math/surrogate.h"
+#include "action_tile.h"
 #include "isa.h"
 #include "memory.h"
 #include "tile.h"

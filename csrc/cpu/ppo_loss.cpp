@@ -11,57 +11,40 @@ inline int64_t rows_per_block(int64_t width) {
   return rows < 64 ? 64 : (rows > 2048 ? 2048 : rows);
 }
 
-template <template <class, int> class Tile, class T, int L>
-RowErrors loss_of(const PpoLossArgs& a) {
-  const int64_t batch = a.loss.batch, width = a.dist.width;
-  const int64_t step = rows_per_block(width), blocks = (batch + step - 1) / step;
-  const BatchMoments moments = batch_moments<T>(a.loss);
-  const bool shared_log_std = a.dist.kind == Distribution::normal && !a.dist.per_sample_log_std;
-  const int64_t log_stds = shared_log_std ? width : 0, stride = num_sums + log_stds;
-  Scratch<double> partial(size_t(blocks * stride + num_sums * blocks));
-  Scratch<RowErrors> errors(static_cast<size_t>(blocks));
-  double* sums = partial.get() + blocks * log_stds;
-  for (int64_t i = 0; i < blocks * num_sums; ++i) sums[i] = 0;
-  const double microseconds = double(batch) * (4.0 + double(width)) * sizeof(T) / 4 * 1e-3;
-  parallel_for(blocks, microseconds, [&](int64_t b) {
-    const int64_t first = b * step, end = first + step < batch ? first + step : batch;
-    errors.get()[b] = loss_block<Tile, T, L>(a, moments, first, end, sums + b * num_sums,
-                                             shared_log_std ? partial.get() + b * width : nullptr);
-  });
-  finish_stats<T>(a.loss, moments, sums, blocks);
-  for (int64_t j = 0; j < log_stds; ++j) {
-    double sum = 0;
-    for (int64_t b = 0; b < blocks; ++b) sum += partial.get()[b * width + j];
-    static_cast<T*>(a.d_log_std)[j] = T(sum);
+struct PpoLoss {
+  template <template <class, int> class Tile, class T, int L>
+  static RowErrors run(const PpoLossArgs& a) {
+    const int64_t batch = a.loss.batch, width = a.dist.width;
+    const int64_t step = rows_per_block(width), blocks = (batch + step - 1) / step;
+    const BatchMoments moments = batch_moments<T>(a.loss);
+    const bool shared_log_std = a.dist.kind == Distribution::normal && !a.dist.per_sample_log_std;
+    const int64_t log_stds = shared_log_std ? width : 0, stride = num_sums + log_stds;
+    Scratch<double> partial(size_t(blocks * stride + num_sums * blocks));
+    Scratch<RowErrors> errors(static_cast<size_t>(blocks));
+    double* sums = partial.get() + blocks * log_stds;
+    for (int64_t i = 0; i < blocks * num_sums; ++i) sums[i] = 0;
+    const double microseconds = double(batch) * (4.0 + double(width)) * sizeof(T) / 4 * 1e-3;
+    parallel_for(blocks, microseconds, [&](int64_t b) {
+      const int64_t first = b * step, end = first + step < batch ? first + step : batch;
+      errors.get()[b] = loss_block<Tile, T, L>(a, moments, first, end, sums + b * num_sums,
+                                               shared_log_std ? partial.get() + b * width : nullptr);
+    });
+    finish_stats<T>(a.loss, moments, sums, blocks);
+    for (int64_t j = 0; j < log_stds; ++j) {
+      double sum = 0;
+      for (int64_t b = 0; b < blocks; ++b) sum += partial.get()[b * width + j];
+      static_cast<T*>(a.d_log_std)[j] = T(sum);
+    }
+    for (int64_t b = 0; b < blocks; ++b)
+      if (errors.get()[b].action >= 0 || errors.get()[b].distribution >= 0) return errors.get()[b];
+    return {};
   }
-  for (int64_t b = 0; b < blocks; ++b)
-    if (errors.get()[b].action >= 0 || errors.get()[b].distribution >= 0) return errors.get()[b];
-  return {};
-}
-
-// Small batches take small tiles; so do wide distributions, whose tiles would leave the cache.
-template <template <class, int> class Tile, class T>
-RowErrors choose_lanes(const PpoLossArgs& a) {
-  const bool small = a.loss.batch <= 16 || a.dist.width > 512;
-  return small ? loss_of<Tile, T, 16>(a) : loss_of<Tile, T, 64>(a);
-}
-
-template <class T>
-RowErrors choose_kind(const PpoLossArgs& a) {
-  switch (a.dist.kind) {
-    case Distribution::bernoulli:
-      return choose_lanes<BernoulliTile, T>(a);
-    case Distribution::normal:
-      return choose_lanes<NormalTile, T>(a);
-    default:
-      return choose_lanes<CategoricalTile, T>(a);
-  }
-}
+};
 
 }  // namespace
 
 RowErrors ppo_loss(const PpoLossArgs& args) {
-  return args.loss.dtype == DType::f64 ? choose_kind<double>(args) : choose_kind<float>(args);
+  return run_on_tiles<PpoLoss>(args.dist, args.loss.dtype, args.loss.batch, args);
 }
 
 }  // namespace pyppo::cpu::PYPPO_ISA

@@ -1,6 +1,7 @@
 // The fused PPO loss with its gradients over a block of rows.
 #pragma once
 
+#include "distribution_tile.h"
 #include "loss_tile.h"
 
 namespace pyppo::cpu {

@@ -54,6 +54,16 @@ struct Limits<double> {
   static constexpr double smallest_normal = 2.2250738585072014e-308;
 };
 
+template <class T>
+PYPPO_FN T min(T a, T b) {
+  return b < a ? b : a;
+}
+
+template <class T>
+PYPPO_FN T max(T a, T b) {
+  return a < b ? b : a;
+}
+
 template <class To, class From>
 PYPPO_FN To bit_cast(From from) {
   static_assert(sizeof(To) == sizeof(From), "bit_cast needs equal sizes");

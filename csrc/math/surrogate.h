@@ -30,16 +30,6 @@ struct SurrogateTerms {
   T d_logp, d_entropy, d_kl, d_value;
 };
 
-template <class T>
-PYPPO_FN T min(T a, T b) {
-  return b < a ? b : a;
-}
-
-template <class T>
-PYPPO_FN T max(T a, T b) {
-  return a < b ? b : a;
-}
-
 // Advantage normalisation over n >= 2 rows whose squared deviations sum to `squares`: A becomes (A - mean) * scale.
 PYPPO_FN double advantage_scale(double squares, double n) { return 1.0 / (sqrt(squares / (n - 1.0)) + 1e-8); }
 
