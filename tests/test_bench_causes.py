@@ -58,7 +58,7 @@ def test_runs_variant_by_variant_and_reports_all(bench, tmp_path, monkeypatch):
     text = page.read_text().split("<!-- cause-swimmer -->")[1].split("<!-- /")[0]
     assert "9 runs, 2026-11-23, commit abc" in text
     assert "| training, seeds 1, 2, 3 |" in text
-    assert "| γ 0.999 | 52.0 ± 2.0 | 60.0 ± 0.0 | 55.0 ± 0.0 | 50.0, –, 54.0 |" in text
+    assert "| γ 0.999: the preset | 52.0 ± 2.0 | 60.0 ± 0.0 | 55.0 ± 0.0 | 50.0, –, 54.0 |" in text
     assert "Not run yet" in page.read_text().split("<!-- cause-catch -->")[1]
     beyond = question.seeds + 2  # the page has what goes beyond the plan
     causes.main(

@@ -160,7 +160,7 @@ def test_suite_has_what_is_asked_of_it(bench):
     assert all(task.seeds >= 5 for task in bench.suite.SUITE)
     assert {env_id: task.gate for env_id, task in gates.items()} == {
         "CartPole-v1": 495, "Acrobot-v1": -90, "LunarLander-v3": 220, "Pendulum-v1": -200, "Hopper-v4": 2200,
-        "HalfCheetah-v4": 2200, "Walker2d-v4": 2678, "Swimmer-v4": 40, "InvertedDoublePendulum-v4": 7584,
+        "HalfCheetah-v4": 2200, "Walker2d-v4": 2678, "Swimmer-v4": 65, "InvertedDoublePendulum-v4": 7584,
         "MiniGrid-Empty-5x5-v0": 0.9, "Locks": 15, "Catch": 0.9,
     }  # fmt: skip
     assert bench.suite.config_of(gates["HalfCheetah-v4"], "native", 2).log_std_init == -1.0  # the preset's
