@@ -11,8 +11,26 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
-    "check_finals", "check_observations", "check_rewards", "find_bad_output", "find_bad_parameter", "find_not_finite",
+    "NotFiniteError", "check_finals", "check_observations", "check_rewards", "find_bad_output", "find_bad_parameter",
+    "find_cause", "find_not_finite", "not_finite",
 ]  # fmt: skip
+
+
+class NotFiniteError(FloatingPointError):
+    """Training came upon a number that is not finite; what would be saved then is what went wrong."""
+
+
+def not_finite(what: str, where: str, learning_rate: float) -> NotFiniteError:
+    """The error to raise, with usual causes.
+
+    Args:
+        what: which number. where: the iteration. learning_rate: the settings'.
+    """
+    return NotFiniteError(
+        f"{where}: every number must be finite; {what}. Usual causes: learning_rate ({learning_rate}) too high, rewards "
+        "or observations of a large scale (see norm_reward, norm_obs), max_grad_norm off, an environment that breaks. "
+        "Nothing of this iteration was saved"
+    )
 
 
 def _total(tensors: Iterable[Tensor]) -> Tensor:
@@ -126,3 +144,15 @@ def find_bad_output(policy: Any, obs: Mapping[str, Tensor]) -> str | None:
             if not bool(x.isfinite().all()):
                 return f"the policy's {name}, of finite parameters and observations,"
     return None
+
+
+# --- a rollout ------------------------------------------------------------------------------------------------------
+
+
+def find_cause(policy: nn.Module, obs: Mapping[str, Tensor]) -> str | None:
+    """Says what is not finite where a rollout was refused: observations `[T+1, N, ...]`, or the policy; None if all of
+    it is finite."""
+    if (found := find_not_finite(obs)) is not None:
+        return found
+    bad = find_bad_parameter(policy) or find_bad_output(policy, obs)
+    return None if bad is None else f"{bad} is not"

@@ -23,7 +23,7 @@ from pyppo.engines.policy_check import check_policy
 from pyppo.engines.torch_engine import TorchEngine
 from pyppo.envpool_envs import env_spaces
 from pyppo.estimate import estimate
-from pyppo.finite import find_bad_output, find_bad_parameter, find_not_finite
+from pyppo.finite import NotFiniteError, find_bad_parameter, find_cause, not_finite
 from pyppo.normalize import ObservationNormalizer, RewardScaler
 from pyppo.own_envs import Envs, as_groups
 from pyppo.parts import check_kinds, settle_policy, torch_settings
@@ -53,10 +53,6 @@ def train(
     """
     with Trainer(Config.for_env(env_id, **fields), quiet=quiet, callbacks=callbacks) as trainer:
         return trainer.train()
-
-
-class _NotFiniteError(FloatingPointError):
-    """The trainer's own, of numbers that it would have to save."""
 
 
 class Trainer:
@@ -235,7 +231,7 @@ class Trainer:
             interrupted = True
             saved = self._save_once()
             self._reporter.message(f"interrupted at step {self.steps:,}: {self._how_to_go_on(saved)}")
-        except _NotFiniteError:
+        except NotFiniteError:
             raise  # what would be saved is what went wrong
         except (Exception, SystemExit) as error:  # what a handler of SIGTERM raises too
             error.add_note(f"training stopped at step {self.steps:,}: {self._how_to_go_on(self._try_to_save())}")
@@ -326,11 +322,8 @@ class Trainer:
         try:
             yield
         except ValueError as error:
-            if (found := find_not_finite(self.rollout.obs)) is not None:
-                raise self._not_finite(found) from error
-            bad = find_bad_parameter(self.policy) or find_bad_output(self.policy, self.rollout.obs)
-            if bad is not None:
-                raise self._not_finite(f"{bad} is not") from error
+            if (cause := find_cause(self.policy, self.rollout.obs)) is not None:
+                raise self._not_finite(cause) from error
             raise
 
     def _check_finite(self, metrics: Mapping[str, float]) -> None:
@@ -340,12 +333,8 @@ class Trainer:
         if metrics["updates"] > 0 and not math.isfinite(metrics["loss"]):
             raise self._not_finite(f"the loss is {metrics['loss']}")
 
-    def _not_finite(self, what: str) -> FloatingPointError:
-        return _NotFiniteError(
-            f"iteration {self.iteration + 1} (step {self.steps:,}): every number must be finite; {what}. Usual causes: "
-            f"learning_rate ({self.config.learning_rate}) too high, rewards or observations of a large scale (see "
-            "norm_reward, norm_obs), max_grad_norm off, an environment that breaks. Nothing of this iteration was saved"
-        )
+    def _not_finite(self, what: str) -> NotFiniteError:
+        return not_finite(what, f"iteration {self.iteration + 1} (step {self.steps:,})", self.config.learning_rate)
 
     def _learn_statistics(self) -> None:
         """Take the rollout's valid observations into the statistics, which were fixed until here."""
