@@ -27,9 +27,9 @@ def not_finite(what: str, where: str, learning_rate: float) -> NotFiniteError:
         what: which number. where: the iteration. learning_rate: the settings'.
     """
     return NotFiniteError(
-        f"{where}: every number must be finite; {what}. Usual causes: learning_rate ({learning_rate}) too high, rewards "
-        "or observations of a large scale (see norm_reward, norm_obs), max_grad_norm off, an environment that breaks. "
-        "Nothing of this iteration was saved"
+        f"{where}: every number must be finite; {what}. Usual causes: learning_rate ({learning_rate}) too high, "
+        "rewards or observations of a large scale (see norm_reward, norm_obs), max_grad_norm off, an environment that "
+        "breaks. Nothing of this iteration was saved"
     )
 
 
